@@ -1,0 +1,84 @@
+"""y = activation(x W' + b), the matrix product in which every transformer spends most of its time.
+
+`F.linear` defines the operation. On a CPU in float32 torch sends it to the BLAS it was built with, which leaves a tenth
+to a half of the processor idle at the tall and narrow shapes of vision models; oneDNN, which the same torch carries for
+convolutions, does not. So there the product and the gradient of x go through oneDNN, the gradient of W through the
+BLAS (the faster of the two for that one), and an exact GELU is applied while the result is still in cache.
+"""
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """x (… K), weight (N K), bias (N) or None -> (… N); defines the operation."""
+    y = F.linear(x, weight, bias)
+    return F.gelu(y) if gelu else y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """`reference`, by oneDNN where that is the same arithmetic and faster: float32 on a CPU, outside of autocast and
+    of anything that records operators (compile, export, tracing, operator counters)."""
+    if not _onednn_takes(x, weight):
+        return reference(x, weight, bias, gelu=gelu)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+        y = _Linear.apply(x, weight, bias)
+        return F.gelu(y) if gelu else y
+    return _onednn(x, weight, bias, gelu)
+
+
+def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.dtype is torch.float32
+        and weight.dtype is torch.float32
+        and x.device.type == "cpu"
+        and weight.device.type == "cpu"
+        and x.numel() > 0
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+        and not torch.jit.is_tracing()
+        and torch.backends.mkldnn.enabled
+        and _available()
+    )
+
+
+_probed: list[bool] = []
+
+
+def _available() -> bool:
+    """Whether this torch has the operator and it computes what `reference` does (probed once, at first use)."""
+    if not _probed:
+        _probed.append(False)
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            with torch.no_grad():
+                x, w, b = (torch.linspace(-1, 1, n).reshape(s) for n, s in ((6, (2, 3)), (12, (4, 3)), (4, (4,))))
+                same = torch.allclose(_onednn(x, w, b, True), reference(x, w, b, gelu=True), atol=1e-6)
+                _probed[0] = same and torch.allclose(_onednn(x, w, None, False), x @ w.t(), atol=1e-6)
+    return _probed[0]
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
+    post = ("gelu", [], "none") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, *post)  # type: ignore[no-any-return]
+
+
+class _Linear(torch.autograd.Function):
+    """dx = dy W (oneDNN), dW = dy' x (BLAS), db = sum dy; written in differentiable operations, so twice differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias, False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (dy,), (x, weight) = grads, ctx.saved_tensors
+        rows = dy.reshape(-1, dy.shape[-1])
+        dx = linear(dy, weight.t()) if ctx.needs_input_grad[0] else None
+        dw = rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        db = rows.sum(0) if ctx.needs_input_grad[2] else None
+        return dx, dw, db

@@ -1,0 +1,103 @@
+"""The fast CPU forms of linear layers, StarReLU and pooling equal their references: outputs, gradients, second gradients."""
+import pytest
+import torch
+from patchloom.kernels import linear as linear_kernel
+from patchloom.kernels import pool, star_relu
+from patchloom.kernels.linear import linear
+from patchloom.vision.block import Linear, Mlp
+from torch.utils.flop_counter import FlopCounterMode
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def made(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+def same(got, want, inputs):
+    torch.testing.assert_close(got, want, **CLOSE)
+    dy = torch.randn(want.shape, generator=torch.Generator().manual_seed(9))
+    for a, b in zip(torch.autograd.grad(got, inputs, dy), torch.autograd.grad(want, inputs, dy), strict=True):
+        torch.testing.assert_close(a, b, **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (3, 17, 5), (2, 3, 7, 5), (5,)], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_linear(shape, biased, gelu):
+    x, w, b = made(*shape), made(9, 5, seed=1), made(9, seed=2) if biased else None
+    inputs = [t for t in (x, w, b) if t is not None]
+    same(linear(x, w, b, gelu=gelu), linear_kernel.reference(x, w, b, gelu=gelu), inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, w, b, gelu=gelu), linear_kernel.reference(x, w, b, gelu=gelu), **CLOSE)
+
+
+def test_linear_of_views_that_are_not_contiguous():
+    x, w = made(4, 6, 5).transpose(0, 1), made(5, 9, seed=1).t()
+    same(linear(x, w), linear_kernel.reference(x, w), [x, w])
+
+
+def test_linear_is_twice_differentiable():
+    x, w = made(4, 5).double().detach().float().requires_grad_(), made(3, 5, seed=1)
+    g = torch.autograd.grad(linear(x, w).square().sum(), x, create_graph=True)[0]
+    h = torch.autograd.grad(linear_kernel.reference(x, w).square().sum(), x, create_graph=True)[0]
+    same(g, h, [x, w])
+
+
+def test_linear_of_nothing():
+    assert linear(torch.zeros(0, 5), torch.zeros(3, 5)).shape == (0, 3)
+
+
+def test_frozen_weights_get_no_gradient_and_pass_one_on():
+    x, w = made(4, 5), made(3, 5, seed=1).detach()
+    torch.testing.assert_close(torch.autograd.grad(linear(x, w).sum(), x)[0], w.sum(0).expand(4, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types_take_the_reference(dtype):
+    x, w = made(4, 5).to(dtype), made(3, 5, seed=1).to(dtype)
+    assert torch.equal(linear(x, w), torch.nn.functional.linear(x, w))
+
+
+def test_operators_are_seen_by_who_records_them():
+    layer, x = Linear(8, 16), made(4, 8)
+    with FlopCounterMode(display=False) as counter:
+        layer(x)
+    assert counter.get_total_flops() == 2 * 4 * 8 * 16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+    assert torch.equal(torch.func.functional_call(layer, dict(layer.named_parameters()), x), layer(x))
+
+
+def test_vmap_and_export_see_a_plain_layer():
+    layer, x = Linear(8, 16).eval(), made(3, 4, 8).detach()
+    torch.testing.assert_close(torch.func.vmap(layer)(x), layer(x), **CLOSE)
+    torch.testing.assert_close(torch.export.export(layer, (x,)).module()(x), layer(x), **CLOSE)
+
+
+@torch.no_grad()
+def test_a_hook_or_another_layer_in_fc1_is_not_passed_by():
+    mlp, x, seen = Mlp(8, 16).eval(), made(4, 8), []
+    want = mlp(x)
+    mlp.fc1.register_forward_hook(lambda m, i, o: seen.append(o))
+    torch.testing.assert_close(mlp(x), want, **CLOSE)
+    torch.testing.assert_close(seen[0], torch.nn.functional.linear(x, mlp.fc1.weight, mlp.fc1.bias), **CLOSE)
+    mlp.fc1 = torch.nn.Sequential(mlp.fc1)
+    torch.testing.assert_close(mlp(x), want, **CLOSE)
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 3, 5), (1, 1, 1)], ids=str)
+def test_star_relu(shape):
+    x, s, b = made(*shape), torch.tensor([1.3], requires_grad=True), torch.tensor([-0.2], requires_grad=True)
+    same(star_relu.star_relu(x, s, b), star_relu.reference(x, s, b), [x, s, b])
+    with torch.no_grad():
+        torch.testing.assert_close(star_relu.star_relu(x, s, b), star_relu.reference(x, s, b))
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 9, 5), (1, 1, 1, 3), (1, 2, 5, 8), (3, 1, 6, 16)], ids=str)
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_pool(shape, size):
+    m = made(*shape)
+    same(pool.pool_minus_identity(m, size), pool.reference(m, size), [m])
+    with torch.no_grad():
+        torch.testing.assert_close(pool.pool_minus_identity(m, size), pool.reference(m, size), **CLOSE)

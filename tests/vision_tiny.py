@@ -1,0 +1,46 @@
+"""Every variant in a tiny form: its own stem, blocks, mixers and head, a few channels wide and two blocks deep."""
+from dataclasses import fields, is_dataclass, replace
+
+from patchloom.vision.model import Classifier, Pyramid
+from patchloom.vision.network import Network
+from patchloom.vision.zoo import VARIANTS
+
+
+def tiny_stage(stage, index):
+    mixer = stage.mixer
+    names = {f.name for f in fields(mixer)} if is_dataclass(mixer) else set()
+    if "heads" in names and mixer.heads is not None:
+        mixer = replace(mixer, heads=2)
+    if "width" in names and mixer.width is not None:
+        mixer = replace(mixer, width=8)
+    scale = None if stage.scale is None else 0.1  # 1e-6 would hide what stands behind it
+    return replace(stage, dim=16 * (index + 1), depth=min(2, stage.depth), mixer=mixer, scale=scale)
+
+
+def tiny(network: Network) -> Network:
+    stages = tuple(tiny_stage(s, i) for i, s in enumerate(network.stages))
+    dense = network.dense
+    if dense is not None and dense.stages is not None:
+        dense = replace(dense, stages=tuple(tiny_stage(s, i) for i, s in enumerate(dense.stages)))
+    return replace(network, stages=stages, dense=dense)
+
+
+def tiny_classifier(name: str, classes: int = 7, drop_path: float = 0.0) -> Classifier:
+    network = tiny(VARIANTS[name])
+    model = Classifier(network.backbone(3, drop_path), classes, network.head, img_size=network.size)
+    model.family = network.family
+    return model
+
+
+def tiny_pyramid(name: str, dense: bool = False) -> Pyramid:
+    network = tiny(VARIANTS[name])
+    norm = network.dense.norm if dense and network.dense else None
+    return Pyramid(network.backbone(3, 0.0, dense), None, norm)
+
+
+def distinct() -> list[str]:
+    """One name for each different tiny network: variants that differ in width, depth or classes only are the same here."""
+    seen: dict[Network, str] = {}
+    for name, network in VARIANTS.items():
+        seen.setdefault(replace(tiny(network), classes=0, size=(0, 0), drop_path=0.0), name)
+    return list(seen.values())

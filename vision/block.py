@@ -1,0 +1,338 @@
+"""The residual blocks that every family shares, and the state that runs through them.
+
+Shapes: B images, N tokens, C channels, an H x W grid of patches.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.linear import linear
+from ..kernels.star_relu import star_relu
+
+Probe = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one batch. Replaced, never mutated, never stored on a module."""
+
+    x: Tensor  # B N C
+    grid: tuple[int, int] | None  # H, W with H * W == N - len(special); None once tokens no longer fill a grid
+    special: tuple[int, ...] = ()  # positions of class, register and prompt tokens, the class token's first
+    size: Tensor | None = None  # B N 1: how many patches each token stands for; None: one each
+    source: Tensor | None = None  # B H*W: the present token of each patch, -1 where it was dropped; None: all present
+
+    def patches(self) -> Tensor:
+        """B H*W C: the tokens that stand for patches, in raster order."""
+        if not self.special:
+            return self.x
+        n, k = self.x.shape[1], len(self.special)
+        if sorted(self.special) == list(range(k)):
+            return self.x[:, k:]
+        if sorted(self.special) == list(range(n - k, n)):
+            return self.x[:, : n - k]
+        kept = [i for i in range(n) if i not in set(self.special)]
+        return self.x[:, kept]
+
+    def map(self) -> Tensor:
+        """B H W C, a view where there are no special tokens; its `permute(0, 3, 1, 2)` is an NCHW tensor in
+        channels_last memory."""
+        if self.grid is None:
+            raise ValueError("these tokens no longer fill a grid (some were merged or dropped); unmerge them first")
+        return self.patches().unflatten(1, self.grid)
+
+    def with_map(self, m: Tensor) -> "Tokens":
+        """The same with the map m (B H W C) as its tokens; for tokens without special ones."""
+        return replace(self, x=m.flatten(1, 2), grid=(m.shape[1], m.shape[2]))
+
+
+# ---------------------------------------------------------------------------------------------------------- layers
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` by the fastest product that this machine has (kernels/linear.py); normal weights of deviation 0.02 and
+    zero biases to begin with."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+    def gelu(self, x: Tensor) -> Tensor:
+        """GELU(self(x)) in one pass."""
+        return linear(x, self.weight, self.bias, gelu=True)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether `module` is our Linear as it was built: no adapter, quantiser or hook stands before, in or behind it."""
+    return type(module) is Linear and not module._forward_hooks and not module._forward_pre_hooks
+
+
+class StarReLU(nn.Module):
+    """s relu(x)² + b with learned scalars s and b, https://arxiv.org/abs/2210.13452."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.bias = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return star_relu(x, self.scale, self.bias)
+
+
+class SquaredReLU(nn.Module):
+    """relu(x)²."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "star_relu": StarReLU, "squared_relu": SquaredReLU,
+}  # fmt: skip
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))), channels C -> hidden -> C."""
+
+    projections = ("fc1", "fc2")
+
+    def __init__(self, dim: int, hidden: int, act: str = "gelu", bias: bool = True, drop: float = 0.0):
+        super().__init__()
+        if act not in ACTIVATIONS:
+            raise ValueError(f"act {act!r} is not known; there are {', '.join(ACTIVATIONS)}")
+        self.fc1, self.act, self.fc2 = Linear(dim, hidden, bias), ACTIVATIONS[act](), Linear(hidden, dim, bias)
+        self.drop = nn.Dropout(drop) if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if type(self.act) is nn.GELU and is_plain(self.fc1) and not torch.is_grad_enabled():
+            return self.drop(self.fc2(self.drop(self.fc1.gelu(x))))  # type: ignore[operator]
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class OneGroupNorm(nn.Module):
+    """(x - mean) / std * weight + bias with mean and variance over all tokens and channels of an image together."""
+
+    def __init__(self, dim: int, eps: float, bias: bool = True):
+        super().__init__()
+        self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
+        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
+
+    def forward(self, x: Tensor) -> Tensor:  # B N C
+        m = x[:, :, None].permute(0, 3, 1, 2)  # B C N 1 in channels_last memory, for which torch has a kernel
+        return F.group_norm(m, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What normalises: each token over its channels (`layer`), or all tokens of an image together (`group`)."""
+
+    kind: Literal["layer", "group"] = "layer"
+    eps: float = 1e-5
+    bias: bool = True
+
+    def build(self, dim: int) -> nn.Module:
+        if self.kind == "layer":
+            return nn.LayerNorm(dim, eps=self.eps, bias=self.bias)
+        if self.kind == "group":
+            return OneGroupNorm(dim, self.eps, self.bias)
+        raise ValueError(f"norm kind {self.kind!r} is not known; there are layer and group")
+
+
+# ---------------------------------------------------------------------------------------------------- residual joins
+
+
+class Add(nn.Module):
+    """x + droppath(y): y is left out for a whole image with probability `drop`, and scaled to make up for it
+    (stochastic depth, https://arxiv.org/abs/1603.09382)."""
+
+    def __init__(self, drop: float = 0.0):
+        super().__init__()
+        self.drop = drop
+
+    def thinned(self, y: Tensor) -> Tensor:
+        if not self.training or self.drop == 0:
+            return y
+        keep = y.new_empty((y.shape[0],) + (1,) * (y.ndim - 1)).bernoulli_(1 - self.drop)
+        return y * keep.div_(1 - self.drop) if self.drop < 1 else y * keep
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + self.thinned(y)
+
+    def extra_repr(self) -> str:
+        return f"drop={self.drop:g}" if self.drop else ""
+
+
+class AddScaled(Add):
+    """x + gamma droppath(y), one gamma per channel (LayerScale, https://arxiv.org/abs/2103.17239)."""
+
+    def __init__(self, dim: int, init: float, drop: float = 0.0):
+        super().__init__(drop)
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.addcmul(x, self.thinned(y), self.gamma)
+
+
+class ScaledAdd(Add):
+    """scale x + droppath(y), one scale per channel on the residual (https://arxiv.org/abs/2110.09456)."""
+
+    def __init__(self, dim: int, drop: float = 0.0):
+        super().__init__(drop)
+        self.scale = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.addcmul(self.thinned(y), x, self.scale)
+
+
+# ------------------------------------------------------------------------------------------------------------ blocks
+
+
+class Mixer(Protocol):
+    """The spec of a token mixer; `index` counts the blocks of a stage."""
+
+    def build(self, dim: int, index: int) -> nn.Module: ...
+
+
+class Seams(nn.Module):
+    """A block with the four places where a plugin may be put; each is None, or a module:
+
+    before_block  Tokens -> Tokens
+    after_norm    Tokens -> Tokens, on the normalised tokens that the mixer is about to take
+    after_mixer   (Tokens, probe) -> Tokens, behind the mixer's residual; probe holds what the mixer `offers`
+    after_block   Tokens -> Tokens
+    """
+
+    seams = ("before_block", "after_norm", "after_mixer", "after_block")
+    mixer: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before_block: nn.Module | None = None
+        self.after_norm: nn.Module | None = None
+        self.after_mixer: nn.Module | None = None
+        self.after_block: nn.Module | None = None
+
+    def mix(self, t: Tokens, normed: Tensor) -> tuple[Tensor, Probe | None]:
+        """What the mixer makes of the normalised tokens, and what it showed on the way (None if nobody looks)."""
+        n = replace(t, x=normed)
+        if self.after_norm is not None:
+            n = self.after_norm(n)
+        probe: Probe | None = None if self.after_mixer is None else {}
+        return self.mixer(n, probe), probe
+
+    def forward(self, t: Tokens) -> Tokens:
+        if self.before_block is not None:
+            t = self.before_block(t)
+        t = self.run(t)
+        return t if self.after_block is None else self.after_block(t)
+
+    def run(self, t: Tokens) -> Tokens:
+        raise AssertionError(f"{type(self).__name__} does not say what it computes")
+
+
+class Block(Seams):
+    """norm1 -> mixer -> add1 -> [after_mixer] -> norm2 -> ffn -> add2."""
+
+    def __init__(self, mixer: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], adds: tuple[Add, Add]):
+        super().__init__()
+        (self.norm1, self.norm2), (self.add1, self.add2) = norms, adds
+        self.mixer, self.ffn = mixer, ffn
+
+    def run(self, t: Tokens) -> Tokens:
+        y, probe = self.mix(t, self.norm1(t.x))
+        t = replace(t, x=self.add1(t.x, y))
+        if self.after_mixer is not None:
+            t = self.after_mixer(t, probe)
+        return replace(t, x=self.add2(t.x, self.ffn(self.norm2(t.x))))
+
+
+class InvertedBlock(Seams):
+    """mixer -> norm -> ffn -> add: one residual around both, as in ConvNeXt."""
+
+    def __init__(self, mixer: nn.Module, ffn: nn.Module, norm: nn.Module, add: Add):
+        super().__init__()
+        self.mixer, self.norm, self.ffn, self.add = mixer, norm, ffn, add
+
+    def run(self, t: Tokens) -> Tokens:
+        y, probe = self.mix(t, t.x)
+        t = replace(t, x=self.add(t.x, self.ffn(self.norm(y))))
+        return t if self.after_mixer is None else self.after_mixer(t, probe)
+
+
+class StreamNormBlock(Seams):
+    """norm1 -> mixer -> add1 -> norm2 on the stream itself -> ffn -> add2, as in the compact transformers (CCT)."""
+
+    def __init__(self, mixer: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], adds: tuple[Add, Add]):
+        super().__init__()
+        (self.norm1, self.norm2), (self.add1, self.add2) = norms, adds
+        self.mixer, self.ffn = mixer, ffn
+
+    def run(self, t: Tokens) -> Tokens:
+        y, probe = self.mix(t, self.norm1(t.x))
+        t = replace(t, x=self.norm2(self.add1(t.x, y)))
+        if self.after_mixer is not None:
+            t = self.after_mixer(t, probe)
+        return replace(t, x=self.add2(t.x, self.ffn(t.x)))
+
+
+class BlockSpec(Protocol):
+    """How mixer and MLP are joined. `ratio` is the MLP's hidden width over dim, `scale` the initial LayerScale."""
+
+    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class PreNorm:
+    """The MetaFormer block: mixer and MLP, each with a norm before and a residual around it."""
+
+    norm: Norm = Norm()
+    act: str = "gelu"
+    bias: bool = True  # of the MLP's layers
+    scale_residual: bool = False  # scale the residual instead of the branch
+    drop: float = 0.0  # dropout in the MLP
+
+    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+        ffn = Mlp(dim, int(dim * ratio), self.act, self.bias, self.drop)
+        add = (join(dim, scale, self.scale_residual, drop_path), join(dim, scale, self.scale_residual, drop_path))
+        return Block(mixer, ffn, (self.norm.build(dim), self.norm.build(dim)), add)
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """The ConvNeXt block."""
+
+    norm: Norm = Norm(eps=1e-6)
+    act: str = "gelu"
+
+    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+        ffn = Mlp(dim, int(dim * ratio), self.act)
+        return InvertedBlock(mixer, ffn, self.norm.build(dim), join(dim, scale, False, drop_path))
+
+
+@dataclass(frozen=True)
+class StreamNorm:
+    """The block of the compact transformers: its second norm stands on the stream, with no residual around it."""
+
+    norm: Norm = Norm()
+
+    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+        adds = (join(dim, scale, False, drop_path), join(dim, scale, False, drop_path))
+        return StreamNormBlock(mixer, Mlp(dim, int(dim * ratio)), (self.norm.build(dim), self.norm.build(dim)), adds)
+
+
+def join(dim: int, scale: float | None, scale_residual: bool, drop_path: float) -> Add:
+    """The residual that these settings ask for."""
+    if scale is not None and scale_residual:
+        raise ValueError(f"scale={scale} and scale_residual=True exclude each other: scale the branch or the residual")
+    if not 0 <= drop_path <= 1:
+        raise ValueError(f"drop_path {drop_path} is no probability")
+    if scale_residual:
+        return ScaledAdd(dim, drop_path)
+    return Add(drop_path) if scale is None else AddScaled(dim, scale, drop_path)

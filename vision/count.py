@@ -1,0 +1,28 @@
+"""Parameters and multiply-accumulates of a model."""
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def parameters(model: nn.Module) -> tuple[int, int]:
+    """(all, trainable): tensors that the original froze (RandFormer's matrices, sinusoids) are buffers here and count."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    state = model.state_dict()
+    frozen += sum(
+        b.numel() for n, b in model.named_buffers()
+        if n in state and not n.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    )  # fmt: skip
+    return trained + frozen, trained
+
+
+def macs(model: nn.Module, size: Sequence[int]) -> int:
+    """Multiply-accumulates of matrix products and convolutions, attention's two products included, for one image of
+    `size` (C, H, W). Elementwise work, norms and pooling are not counted. The model's weights are not read: pass one on
+    the meta device to count without allocating."""
+    device, dtype = next((p.device, p.dtype) for p in model.parameters())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *size, device=device, dtype=dtype))
+    return int(counter.get_total_flops() // 2)

@@ -1,0 +1,23 @@
+"""No mixing at all: what a MetaFormer can do without (IdentityFormer, https://arxiv.org/abs/2210.13452)."""
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..block import Probe, Tokens
+
+
+class NoMixing(nn.Module):
+    """The normalised tokens as they are."""
+
+    needs_grid, offers, projections = False, (), ()
+
+    def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
+        return t.x
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Every token stays by itself."""
+
+    def build(self, dim: int, index: int) -> nn.Module:
+        return NoMixing()

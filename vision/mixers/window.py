@@ -1,0 +1,124 @@
+"""Attention inside windows that shift from block to block, https://arxiv.org/abs/2103.14030."""
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.attend import attend
+from ..block import Linear, Probe, Tokens
+
+
+class WindowAttention(nn.Module):
+    """softmax(q k' / sqrt(d) + bias of the offset) v inside s x s windows of the map, rolled by `shift` beforehand.
+
+    Any map: one whose sides are no multiples of s is padded with zeros at right and bottom. `dense=False` (the
+    classifier of the paper): padded places are masked, and where the shorter side is no longer than a window the window
+    shrinks to it and nothing shifts. `dense=True` (the authors' detection form): padded places take part as keys,
+    windows never shrink and odd blocks always shift.
+    """
+
+    needs_grid, offers, projections = True, (), ("qkv", "proj")
+
+    def __init__(self, dim: int, heads: int, size: int, shift: int, dense: bool = False):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        if size < 1:
+            raise ValueError(f"window size {size}: it takes at least 1")
+        self.heads, self.size, self.shift, self.dense = heads, size, shift, dense
+        self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
+        self.table = nn.Parameter(nn.init.normal_(torch.empty((2 * size - 1) ** 2, heads), std=0.02))
+
+    def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
+        m = t.map()  # B H W C
+        b, h, w, c = m.shape
+        s, shift = self.size, self.shift
+        if not self.dense and min(h, w) <= s:
+            s, shift = min(h, w), 0
+        down, right = -h % s, -w % s
+        if down or right:
+            m = F.pad(m, (0, 0, 0, right, 0, down))
+        x = windows(m.roll((-shift, -shift), (1, 2)) if shift else m, s)  # B*n s*s C
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B*n h s*s d
+        y = attend(q, k, v, self.bias(h, w, s, shift, b))
+        y = unwindow(self.proj(y.transpose(1, 2).flatten(2)), h + down, w + right, s)
+        if shift:
+            y = y.roll((shift, shift), (1, 2))
+        return y[:, :h, :w].flatten(1, 2)
+
+    def bias(self, h: int, w: int, s: int, shift: int, batch: int) -> Tensor:
+        """(1 or B*n h s*s s*s): the learned bias of each pair's offset, and -inf where a pair must not meet."""
+        bias = self.table[torch.from_numpy(offsets(self.size, s))].permute(2, 0, 1)[None]  # 1 h s*s s*s
+        mask = apart(h, w, s, shift, not self.dense)
+        if mask is None:
+            return bias
+        return (bias + torch.from_numpy(mask).to(bias)[:, None]).repeat(batch, 1, 1, 1)
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}, size={self.size}, shift={self.shift}, dense={self.dense}"
+
+
+def windows(m: Tensor, s: int) -> Tensor:
+    """(B H W C) -> (B*H/s*W/s s*s C): the windows of an image row by row."""
+    b, h, w, c = m.shape
+    return m.view(b, h // s, s, w // s, s, c).transpose(2, 3).reshape(-1, s * s, c)
+
+
+def unwindow(x: Tensor, h: int, w: int, s: int) -> Tensor:
+    """The inverse of `windows`, (B*h/s*w/s s*s C) -> (B h w C)."""
+    return x.view(-1, h // s, w // s, s, s, x.shape[-1]).transpose(2, 3).reshape(-1, h, w, x.shape[-1])
+
+
+def windows_of(place: np.ndarray, s: int) -> np.ndarray:
+    """`windows` for a table of places, (H W) -> (H/s*W/s s*s)."""
+    h, w = place.shape
+    return place.reshape(h // s, s, w // s, s).swapaxes(1, 2).reshape(-1, s * s)
+
+
+# The two tables below depend on nothing but sizes. They are kept as numpy arrays: a tensor kept from one call to the next
+# would carry the first call's inference mode, device or tracer into all later ones.
+
+
+@lru_cache(maxsize=64)
+def offsets(size: int, s: int) -> np.ndarray:
+    """(s*s s*s): the row of a table made for windows of `size` that holds the bias of each pair in a window of s <= size."""
+    y, x = (p.ravel() for p in np.indices((s, s)))
+    dy, dx = (p[:, None] - p[None, :] + size - 1 for p in (y, x))
+    return (dy * (2 * size - 1) + dx).astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def apart(h: int, w: int, s: int, shift: int, hide_padding: bool) -> np.ndarray | None:
+    """(n s*s s*s): -100 (as published) between places that a cyclic shift brought into one window, -inf towards padding
+    if that is to be hidden; None where every pair may meet."""
+    high, wide = h + -h % s, w + -w % s
+    padded = hide_padding and (high, wide) != (h, w)
+    if not shift and not padded:
+        return None
+    region = np.zeros((high, wide), np.int64)
+    if shift:
+        row, column = ((np.arange(n) >= n - s).astype(int) + (np.arange(n) >= n - shift) for n in (high, wide))
+        region = row[:, None] * 3 + column
+    region = windows_of(region, s)  # n s*s
+    mask = np.where(region[:, :, None] != region[:, None, :], np.float32(-100), np.float32(0))
+    if padded:
+        row, column = ((np.arange(p) + shift) % p >= n for p, n in ((high, h), (wide, w)))
+        outside = windows_of(row[:, None] | column, s)
+        mask[np.broadcast_to(outside[:, None, :], mask.shape)] = -np.inf
+        mask[np.broadcast_to(outside[:, :, None], mask.shape)] = 0  # what padding attends to is cut off anyway
+    return mask
+
+
+@dataclass(frozen=True)
+class Window:
+    """Attention inside size x size windows; every second block shifts them by half a window."""
+
+    heads: int
+    size: int = 7
+    dense: bool = False  # the authors' detection form: see WindowAttention
+
+    def build(self, dim: int, index: int) -> nn.Module:
+        return WindowAttention(dim, self.heads, self.size, self.size // 2 * (index % 2), self.dense)

@@ -1,0 +1,344 @@
+"""A classifier is a backbone and a head, with the methods that timm's users know; a pyramid is a backbone for dense heads."""
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .block import ACTIVATIONS, Linear, Norm, Tokens
+
+Pool = Literal["mean", "token", "distilled", "attention"]
+
+
+@dataclass(frozen=True)
+class Head:
+    """What stands between the last stage and the logits: a norm on the tokens, or behind the pooling (`late`); a way
+    to pool them (mean over the patches, the class token, class and distillation token, or CCT's attention over the
+    sequence); a linear layer, or an MLP with `hidden` times the width."""
+
+    norm: Norm | None = Norm()
+    pool: Pool = "mean"
+    late: bool = False
+    hidden: int | None = None  # width of the MLP head over the channels
+    dropout: float = 0.0  # inside the MLP head
+
+
+class AttentionPool(nn.Module):
+    """sum_n softmax(w x_n + b) x_n over the tokens (https://arxiv.org/abs/2104.05704), (B N C) -> (B C)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.score = Linear(dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, (self.score(x).softmax(1).mT @ x)[:, 0])
+
+
+class MlpHead(nn.Module):
+    """fc2(dropout(norm(relu(fc1(x))²))), the head of ConvFormer and CAFormer."""
+
+    def __init__(self, dim: int, hidden: int, classes: int, dropout: float):
+        super().__init__()
+        self.fc1, self.act, self.norm = Linear(dim, hidden), ACTIVATIONS["squared_relu"](), nn.LayerNorm(hidden)
+        self.drop, self.fc2 = nn.Dropout(dropout), Linear(hidden, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.drop(self.norm(self.act(self.fc1(x)))))  # type: ignore[no-any-return]
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """What maps a model gives: a list of {num_chs, reduction, module}, and their columns by name."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], out_indices: Sequence[int] | None = None):
+        super().__init__(rows)
+        self.out_indices = tuple(range(len(rows)) if out_indices is None else out_indices)
+
+    def channels(self) -> list[int]:
+        return [row["num_chs"] for row in self]
+
+    def reduction(self) -> list[int]:
+        return [row["reduction"] for row in self]
+
+    def module_name(self) -> list[str]:
+        return [row["module"] for row in self]
+
+
+def feature_rows(backbone: Backbone, prefix: str) -> list[dict[str, Any]]:
+    """A row for each place where `backbone` can show a map."""
+    return [
+        {"num_chs": backbone.channels[i], "reduction": backbone.strides[i], "module": f"{prefix}stages.{i}.blocks.{j}"}
+        for i, j in backbone.taps
+    ]
+
+
+def nchw(t: Tokens) -> Tensor:
+    """(B C H W), in channels_last memory."""
+    return t.map().permute(0, 3, 1, 2)
+
+
+class Classifier(nn.Module):
+    """image (B 3 H W) -> logits (B classes).
+
+    `num_classes=0` leaves the pooled features (B C), and with `global_pool=""` the unpooled ones. `default_cfg` says
+    how images are prepared, in timm's words; `classes` are the names of the outputs, where they are known.
+    """
+
+    def __init__(self, backbone: Backbone, num_classes: int = 1000, head: Head | None = None, *, drop_rate: float = 0.0,
+                 global_pool: str | None = None, img_size: int | tuple[int, int] = 224):  # fmt: skip
+        super().__init__()
+        self.backbone, self.spec, self.drop_rate = backbone, Head() if head is None else head, drop_rate
+        self.num_features = dim = backbone.channels[-1]
+        norm = nn.Identity() if self.spec.norm is None else self.spec.norm.build(dim)
+        self.norm, self.late_norm = (nn.Identity(), norm) if self.spec.late else (norm, nn.Identity())
+        self.global_pool = self.checked_pool(global_pool)
+        self.attention_pool = AttentionPool(dim) if self.spec.pool == "attention" else None
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head_hidden_size, self.in_chans = dim, backbone.in_chans
+        self.head: nn.Module
+        self.head_dist: nn.Module | None = None
+        self.distilled_training = False
+        self.make_heads(num_classes)
+        self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
+        self.family: str | None = None
+        self.arguments: dict[str, Any] = {}
+        self.default_cfg: dict[str, Any] = default_cfg(self, img_size)
+
+    # ------------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, image: Tensor) -> Any:
+        return self.logits(self.features(image))
+
+    def features(self, image: Tensor) -> Tokens:
+        """The last tokens, behind the norm where that comes before the pooling."""
+        t = self.backbone.last(image)
+        return replace(t, x=self.norm(t.x))
+
+    def forward_features(self, image: Tensor) -> Tensor:
+        """(B C H W), or (B N C) where the model has special tokens or a plugin reduced them."""
+        return self.shown(self.features(image))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
+        """What `forward_features` gave -> logits (B classes), or the pooled features (B C)."""
+        special = tuple(range(self.special))
+        if x.ndim == 4:
+            t = Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), (x.shape[2], x.shape[3]))
+        else:
+            t = Tokens(x, None, special)
+        return self.logits(t, pre_logits)
+
+    def logits(self, t: Tokens, pre_logits: bool = False) -> Any:
+        if self.global_pool == "":
+            return self.shown(t)
+        if self.spec.pool == "distilled":
+            a, b = t.x[:, 0], t.x[:, 1]
+            if pre_logits or self.num_classes == 0:
+                return (a + b) / 2
+            a, b = self.head(self.head_drop(a)), cast(nn.Module, self.head_dist)(self.head_drop(b))
+            if self.distilled_training and self.training:
+                return a, b
+            return cast(Tensor, (a + b) / 2)
+        x = self.late_norm(self.pooled(t))
+        return cast(Tensor, x if pre_logits else self.head(self.head_drop(x)))
+
+    def pooled(self, t: Tokens) -> Tensor:
+        """(B C)"""
+        if self.spec.pool == "token":
+            return t.x[:, t.special[0]]
+        if self.attention_pool is not None:
+            return cast(Tensor, self.attention_pool(t.x))
+        if t.size is None:
+            return t.patches().mean(1)
+        size = replace(t, x=t.size.to(t.x.dtype)).patches()
+        return (t.patches() * size).sum(1) / size.sum(1)
+
+    def shown(self, t: Tokens) -> Tensor:
+        return t.x if t.special or t.grid is None else nchw(t)
+
+    # ---------------------------------------------------------------------------------------------------- features
+
+    @property
+    def special(self) -> int:
+        """How many special tokens the stem puts in front."""
+        position = getattr(self.backbone.stem_spec, "position", None)
+        return 0 if position is None else position.special
+
+    @property
+    def feature_info(self) -> FeatureInfo:
+        return FeatureInfo(feature_rows(self.backbone, "backbone."))
+
+    def forward_intermediates(
+        self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
+        output_fmt: str = "NCHW", intermediates_only: bool = False, return_prefix_tokens: bool = False,
+    ) -> Any:  # fmt: skip
+        """(what `forward_features` gives, [the maps at `indices`]); an int n means the last n, None all. `norm` puts the
+        final norm on the last of them, `return_prefix_tokens` gives pairs of map and special tokens (B k C)."""
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ValueError(f"output_fmt {output_fmt!r}: it is NCHW or NLC")
+        if norm and (self.spec.late or len(self.backbone.specs) > 1):
+            raise ValueError(f"norm=True: the final norm of {self.name or 'this model'} does not act on its feature maps")
+        taps = take(self.backbone.taps, indices)
+        last, taken = self.backbone.walk(x, taps, stop_early and intermediates_only)
+        if norm:
+            taken = [replace(t, x=self.norm(t.x)) for t in taken]
+        maps = [nchw(t) if output_fmt == "NCHW" else t.patches() for t in taken]
+        out: list[Any] = maps
+        if return_prefix_tokens:
+            out = [(m, t.x[:, list(t.special)]) for m, t in zip(maps, taken, strict=True)]
+        return out if intermediates_only else (self.shown(replace(last, x=self.norm(last.x))), out)
+
+    # --------------------------------------------------------------------------------------------- what timm's users know
+
+    def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
+        if self.head_dist is not None:
+            return self.head, self.head_dist
+        return self.head.fc2 if isinstance(self.head, MlpHead) else self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh head for `num_classes` (0: none). `global_pool` "" leaves the features unpooled, None keeps what is."""
+        if global_pool is not None:
+            self.global_pool = self.checked_pool(global_pool)
+        like = next(self.parameters())
+        self.make_heads(num_classes)
+        for head in (self.head, self.head_dist):
+            if head is not None:
+                head.to(like.device, like.dtype).train(self.training)
+        self.default_cfg = {**self.default_cfg, "num_classes": num_classes}
+
+    def make_heads(self, num_classes: int) -> None:
+        if num_classes < 0:
+            raise ValueError(f"num_classes {num_classes}: it takes 0 (no head) or more")
+        dim = self.num_features
+        self.num_classes, self.head_dist = num_classes, None
+        if num_classes == 0:
+            self.head = nn.Identity()
+            return
+        hidden = self.spec.hidden
+        make = lambda: Linear(dim, num_classes) if hidden is None else MlpHead(dim, hidden * dim, num_classes, self.spec.dropout)  # noqa: E731
+        self.head = make()
+        if self.spec.pool == "distilled":
+            self.head_dist = make()
+
+    def checked_pool(self, global_pool: str | None) -> str:
+        own = {"mean": "avg", "token": "token", "distilled": "token", "attention": "attention"}[self.spec.pool]
+        if global_pool not in (None, "", own):
+            raise ValueError(f"global_pool {global_pool!r}: this model pools by {own!r}, or not at all with ''")
+        return own if global_pool is None else global_pool
+
+    def set_distilled_training(self, enable: bool = True) -> None:
+        """In training mode give the pair (class logits, distillation logits) instead of their mean (DeiT)."""
+        if self.spec.pool != "distilled":
+            raise ValueError(f"{self.name or 'this model'} has no distillation token; deit_*_distilled_* have one")
+        self.distilled_training = enable
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only what enters each block, and compute it again in the backward pass."""
+        self.backbone.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Position embeddings, special tokens and relative position tables, as their authors left them out."""
+        return {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into stem, blocks (or stages) and head, for layer-wise rates."""
+        if coarse:
+            return {"stem": r"^backbone\.stem\.", "blocks": [(r"^backbone\.stages\.(\d+)\.", None), (r"^(?!backbone)", (99999,))]}
+        return {
+            "stem": r"^backbone\.stem\.",
+            "blocks": [
+                (r"^backbone\.stages\.(\d+)\.down", (0,)),
+                (r"^backbone\.stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^(?!backbone)", (99999,)),
+            ],
+        }
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """The size that `default_cfg` states. Any model takes any size; nothing is rebuilt."""
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        self.default_cfg = {**self.default_cfg, "input_size": (self.in_chans, *size), "pool_size": pool_size(self.backbone, size)}
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        return self.default_cfg
+
+
+class Pyramid(nn.Module):
+    """image (B 3 H W) -> the maps (B C H/s W/s) after the chosen stages, or blocks of a single-resolution model;
+    `channels` and `strides` describe them. `norms`: one for each map (the authors' detection form), or none."""
+
+    def __init__(self, backbone: Backbone, out_indices: Sequence[int] | int | None = None, norm: Norm | None = None):
+        super().__init__()
+        self.backbone = backbone
+        rows = feature_rows(backbone, "backbone.")
+        if out_indices is None:
+            out_indices = spread(len(rows)) if len(backbone.specs) == 1 else range(len(rows))
+        self.wanted = take(backbone.taps, out_indices)
+        chosen = [backbone.taps.index(w) for w in self.wanted]
+        self.feature_info = FeatureInfo([rows[i] for i in chosen], chosen)
+        self.channels, self.strides = self.feature_info.channels(), self.feature_info.reduction()
+        self.norms = nn.ModuleDict({} if norm is None else {str(i): norm.build(rows[i]["num_chs"]) for i in chosen})
+        self.in_chans, self.dense = backbone.in_chans, False
+        self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
+        self.family: str | None = None
+        self.arguments: dict[str, Any] = {}
+        self.default_cfg: dict[str, Any] = {}
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        taken = self.backbone.walk(image, self.wanted, stop=True)[1]
+        if self.norms:
+            taken = [replace(t, x=n(t.x)) for t, n in zip(taken, self.norms.values(), strict=True)]
+        return [nchw(t) for t in taken]
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        return {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
+
+
+def spread(depth: int, count: int = 4) -> list[int]:
+    """`count` evenly spaced indices below depth, the last one being the last: 12 -> 2, 5, 8, 11."""
+    count = min(count, depth)
+    return [round(depth * (i + 1) / count) - 1 for i in range(count)]
+
+
+def take(taps: list[tuple[int, int]], indices: int | Sequence[int] | None) -> list[tuple[int, int]]:
+    """Those of `taps` that `indices` names: None all, n the last n, a list those (negative: from the end), in order."""
+    if indices is None:
+        return taps
+    if isinstance(indices, int):
+        if not 0 < indices <= len(taps):
+            raise ValueError(f"{indices} feature maps were asked for; there are {len(taps)}")
+        return taps[-indices:]
+    for i in indices:
+        if not -len(taps) <= i < len(taps):
+            raise ValueError(f"feature index {i} is out of range; there are {len(taps)}")
+    return sorted({taps[i] for i in indices})
+
+
+def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None:
+    """(h, w) of the last map for an image of `size`; None where special tokens stand beside it."""
+    position = getattr(backbone.stem_spec, "position", None)
+    if position is not None and position.special:
+        return None
+    with torch.device("meta"), torch.no_grad():
+        probe = Backbone([replace(s, depth=1) for s in backbone.specs], backbone.stem_spec, backbone.down_spec, in_chans=backbone.in_chans)
+        return probe.to(torch.float32).eval().last(torch.empty(1, backbone.in_chans, *size, dtype=torch.float32)).grid
+
+
+def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str, Any]:
+    """How images are prepared for a model that has no published weights: ImageNet's mean and deviation, bicubic."""
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    classifier: Any = "head.fc2" if model.spec.hidden else ("head", "head_dist") if model.spec.pool == "distilled" else "head"
+    stem = model.backbone.stem
+    return {
+        "url": "", "architecture": "", "tag": "", "num_classes": model.num_classes, "input_size": (model.in_chans, *size),
+        "pool_size": pool_size(model.backbone, size), "fixed_input_size": False, "crop_pct": 0.875, "crop_mode": "center",
+        "interpolation": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "license": None,
+        "first_conv": "backbone.stem." + next(n for n, m in stem.named_modules() if isinstance(m, nn.Conv2d)),
+        "classifier": classifier,
+    }  # fmt: skip
+
+
+__all__ = ["Classifier", "FeatureInfo", "Head", "Pyramid"]

@@ -1,0 +1,81 @@
+"""Position embeddings and special tokens: what is put on and before the tokens of an image."""
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .block import Tokens
+
+
+def resize(table: Tensor, grid: tuple[int, int], to: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> Tensor:
+    """A table of one row a place, (1 h*w C) on `grid`, resampled to the grid `to`: (1 H*W C). Antialiased when bicubic, unless told not to."""
+    if grid == to:
+        return table
+    m = table.unflatten(1, grid).permute(0, 3, 1, 2).float()
+    m = F.interpolate(m, to, mode=mode, antialias=antialias and mode == "bicubic", align_corners=False)
+    return m.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+
+
+def sinusoid(count: int, dim: int) -> Tensor:
+    """(1 N C): sin (even j) or cos (odd j) of p / 10000^(2 floor(j/2) / C) for place p."""
+    j = torch.arange(dim)
+    angle = torch.arange(count)[:, None] / 10000 ** (2 * (j // 2) / dim)
+    return torch.where(j % 2 == 0, angle.sin(), angle.cos())[None]
+
+
+class Embedding(nn.Module):
+    """Puts k special tokens in front and adds a position embedding that was made for `grid`, resized to the image's.
+
+    The table has rows for the special tokens as well, in front; those are never resized.
+    """
+
+    table: Tensor
+
+    def __init__(self, dim: int, spec: "Position"):
+        super().__init__()
+        self.spec = spec
+        k, n = spec.special, spec.grid[0] * spec.grid[1]
+        self.tokens = nn.ParameterList(nn.init.normal_(torch.empty(1, 1, dim), std=spec.token_std) for _ in range(k))
+        if spec.kind == "learned":
+            self.table = nn.Parameter(nn.init.normal_(torch.empty(1, k + n, dim), std=spec.std))
+        else:
+            self.register_buffer("table", sinusoid(k + n, dim))
+        self.drop = nn.Dropout(spec.drop) if spec.drop else nn.Identity()
+
+    def forward(self, t: Tokens) -> Tokens:
+        assert t.grid is not None
+        k = self.spec.special
+        x = t.x
+        if k:
+            x = torch.cat([*(p.expand(x.shape[0], -1, -1).to(x.dtype) for p in self.tokens), x], 1)
+        x = x + self.resized(t.grid).to(x.dtype)
+        return replace(t, x=self.drop(x), special=tuple(range(k)))
+
+    def resized(self, grid: tuple[int, int]) -> Tensor:
+        """(1 k+N C) for the given grid."""
+        k, spec, table = self.spec.special, self.spec, self.table
+        if grid == spec.grid:
+            return table
+        if spec.kind == "sinusoid":  # a function of the place: computed, not resampled
+            return sinusoid(k + grid[0] * grid[1], table.shape[-1]).to(table)
+        return torch.cat([table[:, :k], resize(table[:, k:], spec.grid, grid, spec.resize)], 1)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A learned or sinusoidal position embedding made for a (height, width) grid, and `special` tokens in front."""
+
+    grid: tuple[int, int]
+    kind: Literal["learned", "sinusoid"] = "learned"
+    special: int = 0
+    std: float = 0.02
+    token_std: float = 0.0
+    resize: Literal["bicubic", "bilinear"] = "bicubic"
+    drop: float = 0.0
+
+    def build(self, dim: int) -> nn.Module:
+        if self.kind not in ("learned", "sinusoid"):
+            raise ValueError(f"position kind {self.kind!r} is not known; there are learned and sinusoid")
+        return Embedding(dim, self)

@@ -1,0 +1,186 @@
+"""Published checkpoints into our models: strict renaming, and a report of what went where."""
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .families import FAMILIES
+from .model import Classifier, Pyramid
+from .network import Rules
+from .position import Embedding, resize
+from .published import Weights
+
+Model = Classifier | Pyramid
+
+
+@dataclass
+class Report:
+    """What a checkpoint's tensors became: theirs -> ours, theirs that were left out, ours that stay as initialised, ours
+    that were resampled to another grid or window."""
+
+    source: str
+    matched: dict[str, str] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} tensors matched ({self.source} names)"]
+        for title, names in (("dropped", self.dropped), ("fresh", self.fresh), ("resized", self.resized)):
+            if names:
+                more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+                parts.append(f"{len(names)} {title}: {', '.join(names[:6])}{more}")
+        return "; ".join(parts)
+
+
+def load_published(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str | None = None, fresh_head: bool = False) -> Report:
+    """Loads a checkpoint as its publisher named its tensors, strictly.
+
+    source: whose names they are ("published", "timm", "ours"); None finds out. A pyramid leaves out exactly the head
+    and the last norm that its family lists; its norms per stage stay fresh where a classifier's file has none.
+    fresh_head: leave the checkpoint's head out (another number of classes).
+    Raises ValueError, and changes nothing, where a name fits no rule, a tensor of ours is not filled, or a shape differs.
+    """
+    if not isinstance(model, Model):
+        raise ValueError(f"{type(model).__name__} is no model of this suite; load_published takes a Classifier or a Pyramid")
+    rules = dict(FAMILIES[model.family].RULES) if model.family else {}
+    if source is not None and source not in (*rules, "ours"):
+        raise ValueError(f"source {source!r}: {model.name or 'this model'} has names of {', '.join((*rules, 'ours'))}")
+    tried = [source] if source is not None else ["ours", *rules] if set(state_dict) <= set(model.state_dict()) else [*rules, "ours"]
+    attempts = [Attempt(model, state_dict, s, rules.get(s), fresh_head) for s in tried]
+    best = min(attempts, key=lambda a: len(a.problems))
+    if best.problems:
+        raise ValueError(explain(model, state_dict, best))
+    best.apply()
+    return best.report
+
+
+class Attempt:
+    """One set of rules tried on a checkpoint: what goes where, and what stands in the way. Touches nothing yet."""
+
+    def __init__(self, model: Model, state: Mapping[str, Tensor], source: str, rules: Rules | None, fresh_head: bool):
+        self.model, self.rules, self.report = model, rules, Report(source)
+        self.own = dict(model.state_dict())
+        self.filled: dict[str, Tensor] = {}
+        self.problems: list[str] = []
+        self.unknown = 0
+        for name, value in state.items():
+            self.place(name, value, fresh_head)
+        self.report.fresh = [n for n in self.own if n not in self.filled]
+        missing = [n for n in self.report.fresh if not self.may_be_fresh(n, fresh_head)]
+        self.problems += [f"nothing fills {n} {tuple(self.own[n].shape)}" for n in missing]
+
+    def place(self, name: str, value: Tensor, fresh_head: bool) -> None:
+        if self.rules is not None and matches(self.rules.drop, name):
+            self.compare(name, value)
+            self.report.dropped.append(name)
+            return
+        ours = self.ours(name)
+        head = ours is not None and ours.split(".")[0] in ("head", "head_dist")
+        left_out = isinstance(self.model, Pyramid) and self.rules is not None and matches(self.rules.pyramid, name)
+        if (ours is None and left_out) or (head and fresh_head):
+            self.report.dropped.append(name)
+        elif ours is None:
+            self.unknown += 1
+            self.problems.append(f"no place for {name} {tuple(value.shape)}")
+        elif ours in self.filled:
+            self.problems.append(f"{name} and another tensor both fill {ours}")
+        else:
+            self.fill(name, ours, value)
+
+    def ours(self, name: str) -> str | None:
+        if self.rules is None:
+            return name if name in self.own else None
+        rename = self.rules.rename
+        if isinstance(self.model, Pyramid) and self.model.norms:
+            rename = (*self.rules.dense, *rename)
+        found = (m.expand(to) for theirs, to in rename if (m := re.fullmatch(theirs, name)))
+        return next((n for n in found if n in self.own), None)
+
+    def fill(self, name: str, ours: str, value: Tensor) -> None:
+        want = self.own[ours].shape
+        if self.rules is not None and matches(self.rules.flatten, name) and value.shape[2:] == (1, 1):
+            value = value.flatten(1)
+        if value.shape != want and (resampled := self.resample(ours, value)) is not None:
+            value = resampled
+            self.report.resized.append(ours)
+        if value.shape != want:
+            self.problems.append(f"{name} is {tuple(value.shape)}, {ours} takes {tuple(want)}")
+        self.filled[ours] = value
+        self.report.matched[name] = ours
+
+    def resample(self, ours: str, value: Tensor) -> Tensor | None:
+        """A position embedding for another grid, or a window's bias table for another window, resampled as its authors
+        do; None for anything else."""
+        host = self.model.get_submodule(ours.rpartition(".")[0])
+        want = self.own[ours].shape
+        if not ours.endswith("table") or value.ndim != len(want) or value.shape[-1] != want[-1]:
+            return None
+        if isinstance(host, Embedding):
+            k = host.spec.special
+            side = round((value.shape[1] - k) ** 0.5)
+            if side * side + k != value.shape[1]:
+                return None
+            return torch.cat([value[:, :k], resize(value[:, k:], (side, side), host.spec.grid, host.spec.resize)], 1)
+        old, new = (round(n**0.5) for n in (value.shape[0], want[0]))
+        if old * old != value.shape[0] or new * new != want[0] or old % 2 == 0:
+            return None
+        return resize(value[None], (old, old), (new, new), antialias=False)[0]
+
+    def compare(self, name: str, value: Tensor) -> None:
+        """A buffer that can be computed must be what we compute."""
+        assert self.rules is not None
+        want = None if self.rules.check is None else self.rules.check(name, value, self.model)
+        if want is not None and (want.shape != value.shape or not torch.equal(want.to(value), value)):
+            self.problems.append(f"{name} is not the table that this architecture computes; is it another one's?")
+
+    def may_be_fresh(self, ours: str, fresh_head: bool) -> bool:
+        top = ours.split(".")[0]
+        if top == "norms":  # per stage, trained with the task: absent from a classifier's file
+            return not any(n.startswith("norms.") for n in self.filled)
+        if fresh_head and top in ("head", "head_dist"):
+            return True
+        host = self.model.get_submodule(ours.rpartition(".")[0])
+        return isinstance(host, Embedding) and host.spec.kind == "sinusoid" and ours.endswith("table")
+
+    def apply(self) -> None:
+        own = self.own
+        with torch.no_grad():
+            for name, value in self.filled.items():
+                own[name].copy_(value)
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    return any(re.fullmatch(p, name) for p in patterns)
+
+
+def explain(model: Model, state: Mapping[str, Tensor], best: Attempt) -> str:
+    """One line: what does not fit, and whose file it looks like."""
+    title = f"these weights do not fit {model.name or 'this model'}"
+    others = families_of(state) - {model.family}
+    if best.unknown > len(state) // 2 and others:
+        return f"{title}: their names are those of {' or '.join(sorted(others))}; create one of its variants (see `patchloom models`)"
+    shown = best.problems[:3]
+    more = f", and {len(best.problems) - 3} more" if len(best.problems) > 3 else ""
+    near = ""
+    if best.unknown and (stray := next((n for n in state if best.ours(n) is None), None)):
+        close = difflib.get_close_matches(stray, [n for n in best.own if n not in best.filled], 1)
+        near = f" (did you mean {close[0]}?)" if close else ""
+    return f"{title}: {'; '.join(shown)}{near}{more}"
+
+
+def families_of(state: Mapping[str, Tensor]) -> set[str]:
+    """The families under whose rules every name of a checkpoint has a place."""
+    fits = lambda r, n: any(re.fullmatch(p, n) for p, _ in (*r.rename, *r.dense)) or matches(r.drop, n)  # noqa: E731
+    return {f for f, m in FAMILIES.items() if any(all(fits(r, n) for n in state) for r in m.RULES.values())}
+
+
+def published(name: str) -> tuple[Weights, ...]:
+    """The weights of a variant, the default first."""
+    return next((m.WEIGHTS.get(name, ()) for m in FAMILIES.values() if name in m.VARIANTS), ())
+
+
+__all__ = ["Report", "Weights", "load_published", "published"]

@@ -1,0 +1,362 @@
+"""Every variant by name: `create_model`, `list_models`, and what a model says of itself."""
+import difflib
+import fnmatch
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .backbone import Backbone
+from .families import FAMILIES
+from .model import Classifier, Head, Pyramid, pool_size
+from .network import Network
+from .published import Weights
+from .stem import ConvTokenizer, Patchify
+from .weights import load_published, published
+
+VARIANTS: dict[str, Network] = {name: n for family in FAMILIES.values() for name, n in family.VARIANTS.items()}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a name stands for."""
+
+    name: str
+    network: Network
+    weights: tuple[Weights, ...]
+    tag: str | None = None
+    dense: bool = False
+    size: int | None = None
+
+    @property
+    def default(self) -> Weights | None:
+        """The weights of the tag, or the variant's first."""
+        if self.tag is None:
+            return next((w for w in self.weights if w.form == "classifier"), None)
+        return next(w for w in self.weights if w.tag == self.tag)
+
+
+def resolve(name: str) -> Resolved:
+    """`variant`, `variant.tag`; a variant with `_dense`, `_feat`, `_oblong` or an image size behind it names its
+    detection form, the same on a map that is not square, or the same at that size."""
+    base, _, tag = name.partition(".")
+    dense, size = False, None
+    if base not in VARIANTS and (m := re.fullmatch(r"(.+)_(dense|feat|oblong|\d+)", base)) and m[1] in VARIANTS:
+        base, dense = m[1], m[2] in ("dense", "feat")
+        size = int(m[2]) if m[2].isdigit() else None
+    if base not in VARIANTS:
+        raise ValueError(f"no model {name!r}; {near(base, VARIANTS)}")
+    weights = published(base)
+    if tag and tag not in {w.tag for w in weights}:
+        raise ValueError(f"no weights {tag!r} of {base}; there are {', '.join(w.tag for w in weights) or 'none'}")
+    return Resolved(base, VARIANTS[base], weights, tag or None, dense, size)
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), 3, 0.5)
+    return f"did you mean {' or '.join(close)}?" if close else "`patchloom models` lists them"
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    *,
+    features_only: bool = False,
+    dense: bool = False,
+    out_indices: Sequence[int] | int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    drop_path_rate: float | None = None,
+    global_pool: str | None = None,
+    checkpoint_path: str | Path | None = None,
+    tokens: Any = None,
+    adapter: Any = None,
+    feature_cls: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A published network by name, with timm's meanings: `swin_tiny`, `swin_tiny.ms_in1k`, `timm:resnet50`.
+
+    name: a variant, a variant and the tag of its weights, or `timm:` and any model of timm's.
+    pretrained: load the published weights (downloaded into the cache once); another `num_classes` leaves the head fresh.
+    num_classes: None means the published number, 0 no head.
+    features_only: give the maps (B C H/s W/s) after each stage (`out_indices` chooses; the last n if it is a number)
+        instead of logits; `dense`: in the authors' detection form, where it differs.
+    img_size: what `default_cfg` says, and the grid that a learned position embedding is made for. Any model takes any
+        size all the same.
+    in_chans: channels of the image. drop_rate: dropout before the head. drop_path_rate: stochastic depth of the last
+        block. checkpoint_path: a local file of weights, loaded by the same rules. tokens, adapter: a plugin or adapter,
+        as a dataclass or spelt out (`tome:r=8`). device, dtype: where and as what the weights are made.
+    Raises ValueError for an unknown name (with near ones) or option, and where weights do not fit; TypeError for an
+    argument that does not exist.
+    """
+    if name.startswith("timm:"):
+        given = {"num_classes": num_classes, "out_indices": out_indices, "img_size": img_size, "global_pool": global_pool,
+                 "drop_path_rate": drop_path_rate, "checkpoint_path": checkpoint_path, "device": device, "dtype": dtype,
+                 "feature_cls": feature_cls}  # fmt: skip
+        refuse_for_timm(name, dense=dense, tokens=tokens, adapter=adapter)
+        from .foreign import create_timm
+
+        options |= {k: v for k, v in given.items() if v is not None} | ({"features_only": True} if features_only else {})
+        return create_timm(name.removeprefix("timm:"), pretrained, in_chans=in_chans, drop_rate=drop_rate, **options)
+    if options:
+        raise TypeError(f"create_model({name!r}) got an unexpected argument {next(iter(options))!r}")
+    found = resolve(name)
+    if adapter is not None:
+        raise ValueError(f"adapter {adapter!r}: there are no adapters yet")
+    if feature_cls not in (None, "getter"):
+        raise ValueError(f"feature_cls {feature_cls!r}: features are taken by one way only; leave it out")
+    arguments = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "drop_rate": drop_rate,
+                 "drop_path_rate": drop_path_rate, "global_pool": global_pool}  # fmt: skip
+    features = features_only or found.dense
+    if (out_indices is not None or dense) and not features:
+        raise ValueError("out_indices and dense choose feature maps: ask for them with features_only=True")
+    with torch.device(device) if device is not None else torch.device(torch.get_default_device()):
+        make = build_pyramid if features else build_classifier
+        extra = {"out_indices": out_indices, "dense": dense or found.dense} if features else {}
+        model = make(found, **(arguments | extra))
+    if dtype is not None:
+        model.to(dtype)
+    model.arguments = {k: v for k, v in arguments.items() if v is not None}
+    load(model, found, pretrained, checkpoint_path)
+    if tokens is not None:
+        from .plugins import attach, plugin
+
+        attach(model, plugin(tokens) if isinstance(tokens, str) else tokens)
+    return model
+
+
+def refuse_for_timm(name: str, **arguments: Any) -> None:
+    for key, value in arguments.items():
+        if value:
+            raise ValueError(f"{key}={value!r} is for models of this suite; {name} comes from timm as it is")
+
+
+def sized(network: Network, size: tuple[int, int]) -> Network:
+    """The network with its learned positions made for images of `size`."""
+    stem = network.stem
+    if size == network.size or not isinstance(stem, Patchify | ConvTokenizer) or stem.position is None:
+        return replace(network, size=size)
+    grid = (-(-size[0] // stem.stride), -(-size[1] // stem.stride))
+    return replace(network, size=size, stem=replace(stem, position=replace(stem.position, grid=grid)))
+
+
+def plan(found: Resolved, img_size: int | tuple[int, int] | None) -> Network:
+    if img_size is None:
+        img_size = found.size
+    if img_size is None:
+        return found.network
+    size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    if min(size) < 1:
+        raise ValueError(f"img_size {img_size}: sides of at least 1 pixel are wanted")
+    return sized(found.network, size)
+
+
+def build_classifier(found: Resolved, num_classes: int | None, img_size: Any, in_chans: int, drop_rate: float,
+                     drop_path_rate: float | None, global_pool: str | None) -> Classifier:  # fmt: skip
+    network, weights = plan(found, img_size), found.default
+    backbone = network.backbone(in_chans, drop_path_rate or 0.0)
+    classes = network.classes if num_classes is None else num_classes
+    if num_classes is None and found.tag is not None and weights is not None and weights.form == "classifier":
+        classes = weights.num_classes
+    model = Classifier(backbone, classes, network.head, drop_rate=drop_rate, global_pool=global_pool, img_size=network.size)
+    finish(model, found, network)
+    return model
+
+
+def build_pyramid(found: Resolved, num_classes: int | None, img_size: Any, in_chans: int, drop_rate: float,
+                  drop_path_rate: float | None, global_pool: str | None, out_indices: Any, dense: bool) -> Pyramid:  # fmt: skip
+    if num_classes or global_pool or drop_rate:
+        raise ValueError("features_only=True gives maps: num_classes, global_pool and drop_rate belong to a classifier")
+    network = plan(found, img_size)
+    if dense and network.dense is None:
+        raise ValueError(f"{found.name} has no detection form of its own; leave dense out")
+    backbone = network.backbone(in_chans, drop_path_rate or 0.0, dense)
+    model = Pyramid(backbone, out_indices, network.dense.norm if dense and network.dense is not None else None)
+    model.dense = dense
+    finish(model, found, network)
+    return model
+
+
+def finish(model: Classifier | Pyramid, found: Resolved, network: Network) -> None:
+    """Its name, the initialisation of its family, and the preprocessing that its weights name."""
+    model.name, model.family = found.name + (f".{found.tag}" if found.tag else ""), network.family
+    if network.initialise is not None:
+        network.initialise(model)
+    weights = found.default
+    cfg = {**model.default_cfg, "input_size": (model.in_chans, *network.size), "architecture": found.name, "num_classes": network.classes}
+    if weights is not None:
+        cfg |= {"url": weights.url, "tag": weights.tag, "license": weights.license, "mean": weights.mean, "std": weights.std,
+                "interpolation": weights.interpolation, "crop_pct": weights.crop_pct, "crop_mode": weights.crop_mode}  # fmt: skip
+    if isinstance(model, Classifier):
+        cfg |= {"num_classes": model.num_classes, "pool_size": pool_size(model.backbone, network.size)}
+    model.default_cfg = cfg
+
+
+def load(model: Classifier | Pyramid, found: Resolved, pretrained: bool, path: str | Path | None) -> None:
+    if pretrained and path is not None:
+        raise ValueError(f"pretrained=True and checkpoint_path={str(path)!r} exclude each other")
+    if not pretrained and path is None:
+        return
+    from .download import open_file, open_weights
+
+    weights = found.default
+    if path is not None:
+        state, other = open_file(Path(path)), False
+    elif weights is None:
+        raise ValueError(f"nobody published weights of {found.name}; `patchloom weights list` shows what there is")
+    else:
+        state = open_weights(weights)
+        other = isinstance(model, Classifier) and model.num_classes != weights.num_classes
+    load_published(model, adapted(state, model), fresh_head=other)
+
+
+def adapted(state: Mapping[str, torch.Tensor], model: Classifier | Pyramid) -> dict[str, torch.Tensor]:
+    """The first convolution for another number of image channels: summed for one, repeated and rescaled for others, as
+    timm does."""
+    n = model.in_chans
+    first = next((k for k, v in state.items() if v.ndim == 4 and v.shape[1] == 3 and v.shape[-1] > 1), None)
+    if n == 3 or first is None:
+        return dict(state)
+    w = state[first].float()
+    w = w.sum(1, keepdim=True) if n == 1 else w.repeat(1, -(-n // 3), 1, 1)[:, :n] * (3 / n)
+    return {**state, first: w.to(state[first].dtype)}
+
+
+def natural(name: str) -> list[Any]:
+    return [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)]
+
+
+def strings(value: str | Iterable[str]) -> list[str]:
+    return [value] if isinstance(value, str) and value else list(value)
+
+
+def list_models(
+    filter: str | Iterable[str] = "", pretrained: bool = False, exclude_filters: str | Iterable[str] = "",
+    module: str | Iterable[str] = "", include_tags: bool | None = None, name_matches_cfg: bool = False,
+) -> list[str]:  # fmt: skip
+    """Names of the published variants, sorted naturally: those that fit one of the shell patterns in `filter` and none in
+    `exclude_filters`. `module`: of these families only; `pretrained`: only those with weights; `include_tags`: one row
+    a file of weights (what `pretrained` implies, as in timm). `name_matches_cfg` is what all ours do."""
+    if include_tags is None:
+        include_tags = pretrained
+    wanted, unwanted, families = strings(filter), strings(exclude_filters), strings(module)
+    names: list[str] = []
+    for name, network in VARIANTS.items():
+        tags = [w.tag for w in published(name) if w.form == "classifier"]
+        if not network.listed or (families and network.family not in families) or (pretrained and not tags):
+            continue
+        names += [f"{name}.{t}" for t in tags] or [name] if include_tags else [name]
+    fits = lambda n, patterns: any(fnmatch.fnmatch(n, p) for p in patterns)  # noqa: E731
+    kept = [n for n in names if (not wanted or fits(n, wanted)) and not fits(n, unwanted)]
+    return sorted(kept, key=natural)
+
+
+def get_pretrained_cfg_value(name: str, key: str) -> Any:
+    """One value of `default_cfg`, without building the model's weights; None where it has none."""
+    return create_model(name, device="meta").default_cfg.get(key)
+
+
+# ------------------------------------------------------------------------------------------------- describe and rebuild
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The model as plain values, enough for `rebuild`: {"name", "arguments"} of a published one, {"class_path",
+    "init_args"} of one that was put together by hand."""
+    if not isinstance(model, Classifier):
+        return plain_of_foreign(model)
+    if model.family:
+        arguments = {**model.arguments, "num_classes": model.num_classes, "img_size": list(model.default_cfg["input_size"][1:])}
+        return {"name": model.name, "arguments": arguments}
+    b = model.backbone
+    backbone = {"stages": [plain(s) for s in b.specs], "stem": plain(b.stem_spec), "down": plain(b.down_spec),
+                "in_chans": b.in_chans, "drop_path": b.drop_path}  # fmt: skip
+    arguments = {"backbone": {"class_path": path_of(Backbone), "init_args": backbone}, "num_classes": model.num_classes,
+                 "head": plain(model.spec), "drop_rate": model.drop_rate, "img_size": list(model.default_cfg["input_size"][1:])}  # fmt: skip
+    return {"class_path": path_of(Classifier), "init_args": arguments}
+
+
+def plain_of_foreign(model: nn.Module) -> dict[str, Any]:
+    from .foreign import TimmClassifier
+
+    if not isinstance(model, TimmClassifier):
+        raise ValueError(f"{type(model).__name__} cannot be described: it is neither a Classifier nor a timm model")
+    return model.describe()
+
+
+def rebuild(description: Mapping[str, Any]) -> nn.Module:
+    """The model that `describe` described, with fresh weights."""
+    if "name" in description:
+        arguments = dict(description["arguments"])
+        if isinstance(arguments.get("img_size"), list):
+            arguments["img_size"] = tuple(arguments["img_size"])
+        return create_model(description["name"], **arguments)
+    model = unplain(description)
+    if not isinstance(model, Classifier):
+        raise ValueError(f"{description.get('class_path')} is no Classifier")
+    return model
+
+
+def path_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {"class_path": path_of(type(value)), "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def unplain(value: Any) -> Any:
+    """The inverse of `plain`. Classes come from this package or from modules that are imported already: a checkpoint
+    cannot make us import anything else."""
+    if isinstance(value, list):
+        return tuple(unplain(v) for v in value)
+    if not isinstance(value, Mapping):
+        return value
+    module, _, kind = value["class_path"].rpartition(".")
+    package = __name__.partition(".")[0]
+    if module not in sys.modules and not module.startswith(package + "."):
+        raise ValueError(f"the model is made of {value['class_path']}: import {module} before you load it")
+    found = getattr(import_module(module), kind, None)
+    if not (is_dataclass(found) or found in (Backbone, Classifier)):
+        raise ValueError(f"{value['class_path']} is no part of a model")
+    return found(**{k: unplain(v) for k, v in value["init_args"].items()})
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """parameters: as published, frozen tensors included; macs: multiply-accumulates for one image of `input`."""
+
+    name: str
+    family: str
+    parameters: int
+    trainable: int
+    macs: int
+    input: tuple[int, int, int]
+    weights: list[str]
+
+
+def model_info(name: str) -> ModelInfo:
+    """What a name stands for, without allocating it."""
+    from .count import macs, parameters
+
+    model = create_model(name, device="meta").eval()
+    size = tuple(model.default_cfg["input_size"])
+    total, trainable = parameters(model)
+    if name.startswith("timm:"):
+        return ModelInfo(name, "timm", total, trainable, macs(model, size), size, [])
+    found = resolve(name)
+    return ModelInfo(name, found.network.family, total, trainable, macs(model, size), size, [w.tag for w in found.weights])
+
+
+__all__ = ["VARIANTS", "Head", "ModelInfo", "create_model", "describe", "get_pretrained_cfg_value", "list_models", "model_info", "rebuild"]
