@@ -14,6 +14,7 @@ What `auto` takes: on a CPU torch's fused kernel, or `composed` where a floating
 first of `ORDER` that passes a small forward and backward, tried once a device and dtype. A fused kernel never sees an
 empty row where it might answer NaN: the row is opened before it and its result set to 0 behind it.
 """
+
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -229,8 +230,17 @@ def resolve(name: str, q: Tensor) -> str:
     return name
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *, causal: bool = False,
-           scale: float | None = None, dropout: float = 0.0, backend: str = "auto") -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    backend: str = "auto",
+) -> Tensor:
     """softmax(scale q k' + bias) v, (B h N d); `scale` is d ** -0.5 unless given. See the module for the rules."""
     name = current() if backend == "auto" else known(backend)
     if name == "auto" and q.is_cpu:

@@ -5,11 +5,15 @@ to a half of the processor idle at the tall and narrow shapes of vision models; 
 convolutions, does not. So there the product and the gradient of x go through oneDNN, the gradient of W through the
 BLAS (the faster of the two for that one), and an exact GELU is applied while the result is still in cache.
 """
+
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+NARROW_ROWS, NARROW_CHANNELS = 2048, 256
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -21,28 +25,36 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bo
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """`reference`, by oneDNN where that is the same arithmetic and faster: float32 on a CPU, outside of autocast and
     of anything that records operators (compile, export, tracing, operator counters)."""
-    if not _onednn_takes(x, weight):
+    if not (eager_float32(x, weight) and x.numel()):
         return reference(x, weight, bias, gelu=gelu)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         y = _Linear.apply(x, weight, bias)
         return F.gelu(y) if gelu else y
-    return _onednn(x, weight, bias, gelu)
+    return product(x, weight, bias, gelu=gelu)
 
 
-def _onednn_takes(x: Tensor, weight: Tensor) -> bool:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
+    """`reference` of `eager_float32` tensors without a gradient. Many tokens of few channels go through oneDNN's 1x1
+    convolution, which is faster there than its matrix product."""
+    if not (torch.backends.mkldnn.enabled and _available()):
+        return reference(x, weight, bias, gelu=gelu)
+    (n, k), rows = weight.shape, x.numel() // weight.shape[1]
+    if gelu or rows < NARROW_ROWS or k > NARROW_CHANNELS:
+        return _onednn(x, weight, bias, gelu)
+    y = F.conv2d(x.reshape(1, rows, 1, k).permute(0, 3, 1, 2), weight[..., None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], n)
+
+
+def eager_float32(*tensors: Tensor) -> bool:
+    """Whether these are float32 on a CPU and nothing records, casts or transforms operators: where a short form that is
+    made of operators of its own may stand in for the plain one."""
     return (
-        x.dtype is torch.float32
-        and weight.dtype is torch.float32
-        and x.device.type == "cpu"
-        and weight.device.type == "cpu"
-        and x.numel() > 0
+        all(t.dtype is torch.float32 and t.device.type == "cpu" for t in tensors)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
-        and torch.backends.mkldnn.enabled
-        and _available()
     )
 
 

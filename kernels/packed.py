@@ -2,6 +2,7 @@
 
 Shapes: q (T h d), k and v (S h d); T and S are the sums of the sequences' lengths; the result is (T h d).
 """
+
 import inspect
 from collections.abc import Callable, Sequence
 from itertools import accumulate

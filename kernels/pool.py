@@ -3,11 +3,14 @@
 torch's average pooling walks channels-last maps one number at a time. The sum over a neighbourhood is a depthwise
 convolution with ones, for which oneDNN has vector code in that layout; and the transpose of a symmetric sum is itself.
 """
+
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .linear import eager_float32
 
 
 def reference(m: Tensor, size: int) -> Tensor:
@@ -19,10 +22,7 @@ def reference(m: Tensor, size: int) -> Tensor:
 
 def pool_minus_identity(m: Tensor, size: int) -> Tensor:
     """`reference`; on a CPU in float32, outside of anything that records operators, by depthwise convolution."""
-    if (
-        m.device.type != "cpu" or m.dtype is not torch.float32 or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        or torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active()
-    ):  # fmt: skip
+    if not eager_float32(m):
         return reference(m, size)
     if torch.is_grad_enabled() and m.requires_grad:
         return _Pool.apply(m, size)  # type: ignore[no-any-return]
@@ -40,7 +40,8 @@ def neighbours(m: Tensor, size: int) -> Tensor:
 def per_cell(m: Tensor, size: int) -> Tensor:
     """(H W 1): one over the number of neighbours that exist."""
     count = [
-        torch.arange(n, device=m.device).add(size // 2 + 1).clamp_(max=n) - torch.arange(n, device=m.device).sub(size // 2).clamp_(min=0)
+        torch.arange(n, device=m.device).add(size // 2 + 1).clamp_(max=n)
+        - torch.arange(n, device=m.device).sub(size // 2).clamp_(min=0)
         for n in m.shape[1:3]
     ]
     return (count[0][:, None] * count[1]).to(m.dtype).reciprocal_()[..., None]

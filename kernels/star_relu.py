@@ -3,11 +3,14 @@
 Written out it takes four passes forward and eight backward over the widest tensors of a network, which costs more than
 the matrix products around it; with x relu(x) = relu(x)² it takes two and four.
 """
+
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .linear import eager_float32
 
 
 def reference(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -17,9 +20,7 @@ def reference(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 def star_relu(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """`reference`; on a CPU, outside of anything that records operators, by the short form."""
-    if x.device.type != "cpu" or x.dtype is not torch.float32 or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return reference(x, scale, bias)
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if not eager_float32(x, scale, bias):
         return reference(x, scale, bias)
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or bias.requires_grad):
         return _StarReLU.apply(x, scale, bias)  # type: ignore[no-any-return]

@@ -1,4 +1,5 @@
 """A backbone is a stem and a list of stages; a stage is a token mixer repeated `depth` times at one resolution."""
+
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -56,7 +57,9 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList()
         for i, s in enumerate(stages):
             down_module = nn.Identity() if i == 0 else self.down_spec.build(stages[i - 1].dim, s.dim)
-            blocks = [s.block.build(s.dim, s.mixer.build(s.dim, j), s.ratio, s.scale, rates.pop(0)) for j in range(s.depth)]
+            blocks = [
+                s.block.build(s.dim, s.mixer.build(s.dim, j), s.ratio, s.scale, rates.pop(0)) for j in range(s.depth)
+            ]
             self.stages.append(StageBlocks(down_module, blocks))
 
     @property
@@ -75,7 +78,9 @@ class Backbone(nn.Module):
         """The tokens of the last stage."""
         return self.walk(image, ())[0]
 
-    def walk(self, image: Tensor, wanted: Collection[tuple[int, int]], stop: bool = False) -> tuple[Tokens, list[Tokens]]:
+    def walk(
+        self, image: Tensor, wanted: Collection[tuple[int, int]], stop: bool = False
+    ) -> tuple[Tokens, list[Tokens]]:
         """The last tokens computed, and those after each (stage, block) of `wanted`, in order; `stop`: compute no more
         than they need."""
         self.check(image)

@@ -2,6 +2,7 @@
 
 Shapes: B images, N tokens, C channels, an H x W grid of patches.
 """
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.linear import linear
+from ..kernels.mlp import mlp
 from ..kernels.star_relu import star_relu
 
 Probe = dict[str, Tensor]
@@ -65,14 +67,16 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
-    def gelu(self, x: Tensor) -> Tensor:
-        """GELU(self(x)) in one pass."""
-        return linear(x, self.weight, self.bias, gelu=True)
+
+def unhooked(module: nn.Module) -> bool:
+    """Whether nobody looks at or changes what goes in and out of `module`."""
+    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether `module` is our Linear as it was built: no adapter, quantiser or hook stands before, in or behind it."""
-    return type(module) is Linear and not module._forward_hooks and not module._forward_pre_hooks
+    """Whether `module` is our Linear as it was built: no adapter, quantiser or hook stands before, in or behind it, so
+    that a kernel may take its weights instead of calling it."""
+    return type(module) is Linear and unhooked(module)
 
 
 class StarReLU(nn.Module):
@@ -111,9 +115,19 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop) if drop else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        if type(self.act) is nn.GELU and is_plain(self.fc1) and not torch.is_grad_enabled():
-            return self.drop(self.fc2(self.drop(self.fc1.gelu(x))))  # type: ignore[operator]
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        if self.whole():
+            return self.at_once(x)
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))  # type: ignore[no-any-return]
+
+    def whole(self) -> bool:
+        """Whether all of it may be one kernel: nothing stands between or in place of its layers, and no dropout acts."""
+        parts = is_plain(self.fc1) and is_plain(self.fc2) and type(self.act) in (nn.GELU, StarReLU) and unhooked(self.act)
+        return parts and not (self.training and type(self.drop) is nn.Dropout)
+
+    def at_once(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
+        """gamma fc2(act(fc1(x)))."""
+        star = (self.act.scale, self.act.bias) if isinstance(self.act, StarReLU) else None
+        return mlp(x, (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias), star, gamma)
 
 
 class OneGroupNorm(nn.Module):
@@ -178,6 +192,14 @@ class AddScaled(Add):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return torch.addcmul(x, self.thinned(y), self.gamma)
+
+
+def add_mlp(add: Add, ffn: nn.Module, x: Tensor, normed: Tensor) -> Tensor:
+    """add(x, ffn(normed)), with a LayerScale folded into the MLP where nothing stands between them."""
+    thins = add.training and add.drop > 0
+    if type(add) is AddScaled and type(ffn) is Mlp and unhooked(add) and unhooked(ffn) and not thins and ffn.whole():
+        return x + ffn.at_once(normed, add.gamma)
+    return add(x, ffn(normed))  # type: ignore[no-any-return]
 
 
 class ScaledAdd(Add):
@@ -250,7 +272,7 @@ class Block(Seams):
         t = replace(t, x=self.add1(t.x, y))
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
-        return replace(t, x=self.add2(t.x, self.ffn(self.norm2(t.x))))
+        return replace(t, x=add_mlp(self.add2, self.ffn, t.x, self.norm2(t.x)))
 
 
 class InvertedBlock(Seams):
@@ -262,7 +284,7 @@ class InvertedBlock(Seams):
 
     def run(self, t: Tokens) -> Tokens:
         y, probe = self.mix(t, t.x)
-        t = replace(t, x=self.add(t.x, self.ffn(self.norm(y))))
+        t = replace(t, x=add_mlp(self.add, self.ffn, t.x, self.norm(y)))
         return t if self.after_mixer is None else self.after_mixer(t, probe)
 
 
@@ -282,14 +304,15 @@ class StreamNormBlock(Seams):
         return replace(t, x=self.add2(t.x, self.ffn(t.x)))
 
 
-class BlockSpec(Protocol):
+class BlockSpec:
     """How mixer and MLP are joined. `ratio` is the MLP's hidden width over dim, `scale` the initial LayerScale."""
 
-    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module: ...
+    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+        raise AssertionError(f"{type(self).__name__} does not say which block it builds")
 
 
 @dataclass(frozen=True)
-class PreNorm:
+class PreNorm(BlockSpec):
     """The MetaFormer block: mixer and MLP, each with a norm before and a residual around it."""
 
     norm: Norm = Norm()
@@ -305,7 +328,7 @@ class PreNorm:
 
 
 @dataclass(frozen=True)
-class Inverted:
+class Inverted(BlockSpec):
     """The ConvNeXt block."""
 
     norm: Norm = Norm(eps=1e-6)
@@ -317,7 +340,7 @@ class Inverted:
 
 
 @dataclass(frozen=True)
-class StreamNorm:
+class StreamNorm(BlockSpec):
     """The block of the compact transformers: its second norm stands on the stream, with no residual around it."""
 
     norm: Norm = Norm()

@@ -1,4 +1,5 @@
 """Parameters and multiply-accumulates of a model."""
+
 from collections.abc import Sequence
 
 import torch
@@ -7,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def parameters(model: nn.Module) -> tuple[int, int]:
-    """(all, trainable): tensors that the original froze (RandFormer's matrices, sinusoids) are buffers here and count."""
+    """(all, trainable): what the original froze (RandFormer's matrices, sinusoids) is a buffer here, and counts."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     state = model.state_dict()

@@ -1,4 +1,5 @@
-"""A classifier is a backbone and a head, with the methods that timm's users know; a pyramid is a backbone for dense heads."""
+"""A classifier is a backbone and a head, with the methods that timm's users know; a pyramid is one for dense heads."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -91,7 +92,8 @@ class Classifier(nn.Module):
         self.backbone, self.spec, self.drop_rate = backbone, Head() if head is None else head, drop_rate
         self.num_features = dim = backbone.channels[-1]
         norm = nn.Identity() if self.spec.norm is None else self.spec.norm.build(dim)
-        self.norm, self.late_norm = (nn.Identity(), norm) if self.spec.late else (norm, nn.Identity())
+        self.norm: nn.Module = nn.Identity() if self.spec.late else norm
+        self.late_norm: nn.Module = norm if self.spec.late else nn.Identity()
         self.global_pool = self.checked_pool(global_pool)
         self.attention_pool = AttentionPool(dim) if self.spec.pool == "attention" else None
         self.head_drop = nn.Dropout(drop_rate)
@@ -172,12 +174,14 @@ class Classifier(nn.Module):
         self, x: Tensor, indices: int | Sequence[int] | None = None, norm: bool = False, stop_early: bool = False,
         output_fmt: str = "NCHW", intermediates_only: bool = False, return_prefix_tokens: bool = False,
     ) -> Any:  # fmt: skip
-        """(what `forward_features` gives, [the maps at `indices`]); an int n means the last n, None all. `norm` puts the
-        final norm on the last of them, `return_prefix_tokens` gives pairs of map and special tokens (B k C)."""
+        """(what `forward_features` gives, [the maps at `indices`]); an int n means the last n, None all. `norm` puts
+        the final norm on each of them, `return_prefix_tokens` gives pairs of map and special tokens (B k C)."""
         if output_fmt not in ("NCHW", "NLC"):
             raise ValueError(f"output_fmt {output_fmt!r}: it is NCHW or NLC")
         if norm and (self.spec.late or len(self.backbone.specs) > 1):
-            raise ValueError(f"norm=True: the final norm of {self.name or 'this model'} does not act on its feature maps")
+            raise ValueError(
+                f"norm=True: the final norm of {self.name or 'this model'} does not act on its feature maps"
+            )
         taps = take(self.backbone.taps, indices)
         last, taken = self.backbone.walk(x, taps, stop_early and intermediates_only)
         if norm:
@@ -188,7 +192,7 @@ class Classifier(nn.Module):
             out = [(m, t.x[:, list(t.special)]) for m, t in zip(maps, taken, strict=True)]
         return out if intermediates_only else (self.shown(replace(last, x=self.norm(last.x))), out)
 
-    # --------------------------------------------------------------------------------------------- what timm's users know
+    # ------------------------------------------------------------------------------------------ what timm's users know
 
     def get_classifier(self) -> nn.Module | tuple[nn.Module, nn.Module]:
         if self.head_dist is not None:
@@ -196,7 +200,7 @@ class Classifier(nn.Module):
         return self.head.fc2 if isinstance(self.head, MlpHead) else self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head for `num_classes` (0: none). `global_pool` "" leaves the features unpooled, None keeps what is."""
+        """A fresh head for `num_classes` (0: none). `global_pool` "" leaves features unpooled, None keeps what is."""
         if global_pool is not None:
             self.global_pool = self.checked_pool(global_pool)
         like = next(self.parameters())
@@ -209,16 +213,17 @@ class Classifier(nn.Module):
     def make_heads(self, num_classes: int) -> None:
         if num_classes < 0:
             raise ValueError(f"num_classes {num_classes}: it takes 0 (no head) or more")
-        dim = self.num_features
-        self.num_classes, self.head_dist = num_classes, None
-        if num_classes == 0:
-            self.head = nn.Identity()
-            return
-        hidden = self.spec.hidden
-        make = lambda: Linear(dim, num_classes) if hidden is None else MlpHead(dim, hidden * dim, num_classes, self.spec.dropout)  # noqa: E731
-        self.head = make()
-        if self.spec.pool == "distilled":
-            self.head_dist = make()
+        self.num_classes = num_classes
+        self.head = self.fresh_head()
+        self.head_dist = self.fresh_head() if self.spec.pool == "distilled" and num_classes else None
+
+    def fresh_head(self) -> nn.Module:
+        dim, hidden = self.num_features, self.spec.hidden
+        if self.num_classes == 0:
+            return nn.Identity()
+        if hidden is None:
+            return Linear(dim, self.num_classes)
+        return MlpHead(dim, hidden * dim, self.num_classes, self.spec.dropout)
 
     def checked_pool(self, global_pool: str | None) -> str:
         own = {"mean": "avg", "token": "token", "distilled": "token", "attention": "attention"}[self.spec.pool]
@@ -243,7 +248,10 @@ class Classifier(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into stem, blocks (or stages) and head, for layer-wise rates."""
         if coarse:
-            return {"stem": r"^backbone\.stem\.", "blocks": [(r"^backbone\.stages\.(\d+)\.", None), (r"^(?!backbone)", (99999,))]}
+            return {
+                "stem": r"^backbone\.stem\.",
+                "blocks": [(r"^backbone\.stages\.(\d+)\.", None), (r"^(?!backbone)", (99999,))],
+            }
         return {
             "stem": r"^backbone\.stem\.",
             "blocks": [
@@ -256,7 +264,11 @@ class Classifier(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """The size that `default_cfg` states. Any model takes any size; nothing is rebuilt."""
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-        self.default_cfg = {**self.default_cfg, "input_size": (self.in_chans, *size), "pool_size": pool_size(self.backbone, size)}
+        self.default_cfg = {
+            **self.default_cfg,
+            "input_size": (self.in_chans, *size),
+            "pool_size": pool_size(self.backbone, size),
+        }
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
@@ -323,19 +335,27 @@ def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None
     if position is not None and position.special:
         return None
     with torch.device("meta"), torch.no_grad():
-        probe = Backbone([replace(s, depth=1) for s in backbone.specs], backbone.stem_spec, backbone.down_spec, in_chans=backbone.in_chans)
+        probe = Backbone(
+            [replace(s, depth=1) for s in backbone.specs],
+            backbone.stem_spec,
+            backbone.down_spec,
+            in_chans=backbone.in_chans,
+        )
         return probe.to(torch.float32).eval().last(torch.empty(1, backbone.in_chans, *size, dtype=torch.float32)).grid
 
 
 def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str, Any]:
     """How images are prepared for a model that has no published weights: ImageNet's mean and deviation, bicubic."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
-    classifier: Any = "head.fc2" if model.spec.hidden else ("head", "head_dist") if model.spec.pool == "distilled" else "head"
+    classifier: Any = "head.fc2" if model.spec.hidden else "head"
+    if model.spec.pool == "distilled":
+        classifier = ("head", "head_dist")
     stem = model.backbone.stem
     return {
-        "url": "", "architecture": "", "tag": "", "num_classes": model.num_classes, "input_size": (model.in_chans, *size),
-        "pool_size": pool_size(model.backbone, size), "fixed_input_size": False, "crop_pct": 0.875, "crop_mode": "center",
-        "interpolation": "bicubic", "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "license": None,
+        "url": "", "architecture": "", "tag": "", "license": None, "num_classes": model.num_classes,
+        "input_size": (model.in_chans, *size), "pool_size": pool_size(model.backbone, size), "fixed_input_size": False,
+        "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic",
+        "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         "first_conv": "backbone.stem." + next(n for n, m in stem.named_modules() if isinstance(m, nn.Conv2d)),
         "classifier": classifier,
     }  # fmt: skip

@@ -1,4 +1,5 @@
 """A published network as data: the stages and parts that it is made of, and how its tensors are called."""
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +15,7 @@ Initialise = Callable[[Classifier | Pyramid], None]
 
 @dataclass(frozen=True)
 class Dense:
-    """The authors' detection form where it differs from the classifier's stages: norms per stage, other stages or stem."""
+    """The authors' detection form where it differs from the classifier: norms per stage, other stages or stem."""
 
     norm: Norm
     stages: tuple[Stage, ...] | None = None  # None: as the classifier's
@@ -24,9 +25,9 @@ class Dense:
 
 @dataclass(frozen=True)
 class Rules:
-    """How a checkpoint's names become ours. Every name matches one of `rename` (theirs -> ours, the whole name; of several
-    that fit, the first whose result the model has) or of `drop`; `pyramid` are those that a backbone without head leaves
-    out as well.
+    """How a checkpoint's names become ours. Every name matches one of `rename` (theirs -> ours, the whole name; of
+    several that fit, the first whose result the model has) or of `drop`; `pyramid` are those that a backbone without
+    head leaves out as well.
 
     `flatten`: weights of 1x1 convolutions, theirs, that are linear layers here.
     `check`: buffers that can be computed: dropped, but first compared with what it gives, where it gives something.

@@ -1,4 +1,5 @@
 """Position embeddings and special tokens: what is put on and before the tokens of an image."""
+
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,11 +10,14 @@ from torch import Tensor, nn
 from .block import Tokens
 
 
-def resize(table: Tensor, grid: tuple[int, int], to: tuple[int, int], mode: str = "bicubic", antialias: bool = True) -> Tensor:
-    """A table of one row a place, (1 h*w C) on `grid`, resampled to the grid `to`: (1 H*W C). Antialiased when bicubic, unless told not to."""
+def resize(
+    table: Tensor, grid: tuple[int, int], to: tuple[int, int], mode: str = "bicubic", antialias: bool = True
+) -> Tensor:
+    """A table of one row a place, (1 h*w C) on `grid`, resampled to the grid `to`: (1 H*W C); antialiased where it is
+    bicubic, unless told not to."""
     if grid == to:
         return table
-    m = table.unflatten(1, grid).permute(0, 3, 1, 2).float()
+    m = table.unflatten(1, grid).permute(0, 3, 1, 2).float()  # type: ignore[no-untyped-call]
     m = F.interpolate(m, to, mode=mode, antialias=antialias and mode == "bicubic", align_corners=False)
     return m.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 

@@ -1,6 +1,8 @@
 """What turns an image into the first tokens, and what halves a map between stages."""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +31,9 @@ class Convolution(nn.Module):
             m = F.pad(m, (0, 0, 0, -m.shape[2] % right, 0, -m.shape[1] % down))
         h, w = m.shape[1:3]
         if h + 2 * self.border < self.kernel or w + 2 * self.border < self.kernel:
-            raise ValueError(f"a {h}x{w} map is smaller than the {self.kernel}x{self.kernel} kernel: use a larger image")
+            raise ValueError(
+                f"a {h}x{w} map is smaller than the {self.kernel}x{self.kernel} kernel: use a larger image"
+            )
         return self.norm(convolve(self.conv, m))  # type: ignore[no-any-return]
 
 
@@ -54,9 +58,7 @@ class ConvTokens(nn.Module):
         super().__init__()
         stride, padding = max(1, kernel // 2 - 1), max(1, kernel // 2)
         widths = [channels, *[64] * (layers - 1), dim]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, kernel, stride, padding, bias=False) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, kernel, stride, padding, bias=False) for a, b in pairwise(widths))
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight)  # type: ignore[arg-type]
         self.position = position
@@ -148,7 +150,7 @@ class ConvTokenizer:
 
     @property
     def stride(self) -> int:
-        return (2 * max(1, self.kernel // 2 - 1)) ** self.layers
+        return int((2 * max(1, self.kernel // 2 - 1)) ** self.layers)
 
     def build(self, channels: int, dim: int) -> nn.Module:
         return ConvTokens(channels, dim, self.kernel, self.layers, self.position.build(dim))

@@ -1,4 +1,5 @@
 """Published checkpoints into our models: strict renaming, and a report of what went where."""
+
 import difflib
 import re
 from collections.abc import Mapping
@@ -18,8 +19,8 @@ Model = Classifier | Pyramid
 
 @dataclass
 class Report:
-    """What a checkpoint's tensors became: theirs -> ours, theirs that were left out, ours that stay as initialised, ours
-    that were resampled to another grid or window."""
+    """What a checkpoint's tensors became: theirs -> ours, theirs that were left out, ours that stay as initialised,
+    ours that were resampled to another grid or window."""
 
     source: str
     matched: dict[str, str] = field(default_factory=dict)
@@ -36,20 +37,27 @@ class Report:
         return "; ".join(parts)
 
 
-def load_published(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str | None = None, fresh_head: bool = False) -> Report:
+def load_published(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str | None = None, fresh_head: bool = False
+) -> Report:
     """Loads a checkpoint as its publisher named its tensors, strictly.
 
     source: whose names they are ("published", "timm", "ours"); None finds out. A pyramid leaves out exactly the head
     and the last norm that its family lists; its norms per stage stay fresh where a classifier's file has none.
     fresh_head: leave the checkpoint's head out (another number of classes).
-    Raises ValueError, and changes nothing, where a name fits no rule, a tensor of ours is not filled, or a shape differs.
+    Raises ValueError, and changes nothing, where a name fits no rule, a tensor of ours stays empty, or a shape differs.
     """
     if not isinstance(model, Model):
-        raise ValueError(f"{type(model).__name__} is no model of this suite; load_published takes a Classifier or a Pyramid")
+        raise ValueError(
+            f"{type(model).__name__} is no model of this suite; load_published takes a Classifier or a Pyramid"
+        )
     rules = dict(FAMILIES[model.family].RULES) if model.family else {}
     if source is not None and source not in (*rules, "ours"):
         raise ValueError(f"source {source!r}: {model.name or 'this model'} has names of {', '.join((*rules, 'ours'))}")
-    tried = [source] if source is not None else ["ours", *rules] if set(state_dict) <= set(model.state_dict()) else [*rules, "ours"]
+    if source is not None:
+        tried = [source]
+    else:
+        tried = ["ours", *rules] if set(state_dict) <= set(model.state_dict()) else [*rules, "ours"]
     attempts = [Attempt(model, state_dict, s, rules.get(s), fresh_head) for s in tried]
     best = min(attempts, key=lambda a: len(a.problems))
     if best.problems:
@@ -162,7 +170,8 @@ def explain(model: Model, state: Mapping[str, Tensor], best: Attempt) -> str:
     title = f"these weights do not fit {model.name or 'this model'}"
     others = families_of(state) - {model.family}
     if best.unknown > len(state) // 2 and others:
-        return f"{title}: their names are those of {' or '.join(sorted(others))}; create one of its variants (see `patchloom models`)"
+        names = " or ".join(sorted(others))
+        return f"{title}: their names are those of {names}; create one of its variants (see `patchloom models`)"
     shown = best.problems[:3]
     more = f", and {len(best.problems) - 3} more" if len(best.problems) > 3 else ""
     near = ""
@@ -174,7 +183,10 @@ def explain(model: Model, state: Mapping[str, Tensor], best: Attempt) -> str:
 
 def families_of(state: Mapping[str, Tensor]) -> set[str]:
     """The families under whose rules every name of a checkpoint has a place."""
-    fits = lambda r, n: any(re.fullmatch(p, n) for p, _ in (*r.rename, *r.dense)) or matches(r.drop, n)  # noqa: E731
+
+    def fits(r: Rules, n: str) -> bool:
+        return any(re.fullmatch(p, n) for p, _ in (*r.rename, *r.dense)) or matches(r.drop, n)
+
     return {f for f, m in FAMILIES.items() if any(all(fits(r, n) for n in state) for r in m.RULES.values())}
 
 

@@ -1,4 +1,5 @@
 """Every variant by name: `create_model`, `list_models`, and what a model says of itself."""
+
 import difflib
 import fnmatch
 import re
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from .published import Weights
 from .stem import ConvTokenizer, Patchify
 from .weights import load_published, published
 
+MODULES = {"vision_transformer": "vit", "deit": "vit", "swin_transformer": "swin"}  # timm's modules -> our families
 VARIANTS: dict[str, Network] = {name: n for family in FAMILIES.values() for name, n in family.VARIANTS.items()}
 
 
@@ -87,26 +89,31 @@ def create_model(
     """A published network by name, with timm's meanings: `swin_tiny`, `swin_tiny.ms_in1k`, `timm:resnet50`.
 
     name: a variant, a variant and the tag of its weights, or `timm:` and any model of timm's.
-    pretrained: load the published weights (downloaded into the cache once); another `num_classes` leaves the head fresh.
+    pretrained: load the published weights (downloaded into the cache once); another `num_classes` makes a fresh head.
     num_classes: None means the published number, 0 no head.
     features_only: give the maps (B C H/s W/s) after each stage (`out_indices` chooses; the last n if it is a number)
         instead of logits; `dense`: in the authors' detection form, where it differs.
     img_size: what `default_cfg` says, and the grid that a learned position embedding is made for. Any model takes any
         size all the same.
     in_chans: channels of the image. drop_rate: dropout before the head. drop_path_rate: stochastic depth of the last
-        block. checkpoint_path: a local file of weights, loaded by the same rules. tokens, adapter: a plugin or adapter,
-        as a dataclass or spelt out (`tome:r=8`). device, dtype: where and as what the weights are made.
+        block. global_pool: "" leaves the features unpooled. checkpoint_path: a local file of weights, loaded by
+        the same rules. tokens, adapter: a plugin or adapter, as a dataclass or spelt out (`tome:r=8`). device, dtype:
+        where and as what the weights are made.
     Raises ValueError for an unknown name (with near ones) or option, and where weights do not fit; TypeError for an
     argument that does not exist.
     """
     if name.startswith("timm:"):
-        given = {"num_classes": num_classes, "out_indices": out_indices, "img_size": img_size, "global_pool": global_pool,
-                 "drop_path_rate": drop_path_rate, "checkpoint_path": checkpoint_path, "device": device, "dtype": dtype,
-                 "feature_cls": feature_cls}  # fmt: skip
+        given = {
+            "num_classes": num_classes, "out_indices": out_indices, "img_size": img_size, "global_pool": global_pool,
+            "drop_path_rate": drop_path_rate, "checkpoint_path": checkpoint_path, "device": device, "dtype": dtype,
+            "feature_cls": feature_cls,
+        }  # fmt: skip
         refuse_for_timm(name, dense=dense, tokens=tokens, adapter=adapter)
         from .foreign import create_timm
 
-        options |= {k: v for k, v in given.items() if v is not None} | ({"features_only": True} if features_only else {})
+        options |= {k: v for k, v in given.items() if v is not None}
+        if features_only:
+            options["features_only"] = True
         return create_timm(name.removeprefix("timm:"), pretrained, in_chans=in_chans, drop_rate=drop_rate, **options)
     if options:
         raise TypeError(f"create_model({name!r}) got an unexpected argument {next(iter(options))!r}")
@@ -115,15 +122,19 @@ def create_model(
         raise ValueError(f"adapter {adapter!r}: there are no adapters yet")
     if feature_cls not in (None, "getter"):
         raise ValueError(f"feature_cls {feature_cls!r}: features are taken by one way only; leave it out")
-    arguments = {"num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "drop_rate": drop_rate,
-                 "drop_path_rate": drop_path_rate, "global_pool": global_pool}  # fmt: skip
+    arguments: dict[str, Any] = {
+        "num_classes": num_classes, "img_size": img_size, "in_chans": in_chans, "drop_rate": drop_rate,
+        "drop_path_rate": drop_path_rate, "global_pool": global_pool,
+    }  # fmt: skip
     features = features_only or found.dense
     if (out_indices is not None or dense) and not features:
         raise ValueError("out_indices and dense choose feature maps: ask for them with features_only=True")
     with torch.device(device) if device is not None else torch.device(torch.get_default_device()):
-        make = build_pyramid if features else build_classifier
-        extra = {"out_indices": out_indices, "dense": dense or found.dense} if features else {}
-        model = make(found, **(arguments | extra))
+        model: Classifier | Pyramid
+        if features:
+            model = build_pyramid(found, **arguments, out_indices=out_indices, dense=dense or found.dense)
+        else:
+            model = build_classifier(found, **arguments)
     if dtype is not None:
         model.to(dtype)
     model.arguments = {k: v for k, v in arguments.items() if v is not None}
@@ -168,13 +179,16 @@ def build_classifier(found: Resolved, num_classes: int | None, img_size: Any, in
     classes = network.classes if num_classes is None else num_classes
     if num_classes is None and found.tag is not None and weights is not None and weights.form == "classifier":
         classes = weights.num_classes
-    model = Classifier(backbone, classes, network.head, drop_rate=drop_rate, global_pool=global_pool, img_size=network.size)
+    model = Classifier(
+        backbone, classes, network.head, drop_rate=drop_rate, global_pool=global_pool, img_size=network.size
+    )
     finish(model, found, network)
     return model
 
 
 def build_pyramid(found: Resolved, num_classes: int | None, img_size: Any, in_chans: int, drop_rate: float,
-                  drop_path_rate: float | None, global_pool: str | None, out_indices: Any, dense: bool) -> Pyramid:  # fmt: skip
+                  drop_path_rate: float | None, global_pool: str | None, out_indices: Any,
+                  dense: bool) -> Pyramid:  # fmt: skip
     if num_classes or global_pool or drop_rate:
         raise ValueError("features_only=True gives maps: num_classes, global_pool and drop_rate belong to a classifier")
     network = plan(found, img_size)
@@ -193,10 +207,15 @@ def finish(model: Classifier | Pyramid, found: Resolved, network: Network) -> No
     if network.initialise is not None:
         network.initialise(model)
     weights = found.default
-    cfg = {**model.default_cfg, "input_size": (model.in_chans, *network.size), "architecture": found.name, "num_classes": network.classes}
+    cfg = {
+        **model.default_cfg,
+        "input_size": (model.in_chans, *network.size),
+        "architecture": found.name,
+        "num_classes": network.classes,
+    }
     if weights is not None:
-        cfg |= {"url": weights.url, "tag": weights.tag, "license": weights.license, "mean": weights.mean, "std": weights.std,
-                "interpolation": weights.interpolation, "crop_pct": weights.crop_pct, "crop_mode": weights.crop_mode}  # fmt: skip
+        keys = ("url", "tag", "license", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+        cfg |= {key: getattr(weights, key) for key in keys}
     if isinstance(model, Classifier):
         cfg |= {"num_classes": model.num_classes, "pool_size": pool_size(model.backbone, network.size)}
     model.default_cfg = cfg
@@ -244,26 +263,32 @@ def list_models(
     filter: str | Iterable[str] = "", pretrained: bool = False, exclude_filters: str | Iterable[str] = "",
     module: str | Iterable[str] = "", include_tags: bool | None = None, name_matches_cfg: bool = False,
 ) -> list[str]:  # fmt: skip
-    """Names of the published variants, sorted naturally: those that fit one of the shell patterns in `filter` and none in
-    `exclude_filters`. `module`: of these families only; `pretrained`: only those with weights; `include_tags`: one row
-    a file of weights (what `pretrained` implies, as in timm). `name_matches_cfg` is what all ours do."""
+    """Names of the published variants, sorted naturally: those that fit one of the shell patterns in `filter` and none
+    of `exclude_filters`. `module`: of these families only, by our names or timm's. `pretrained`: only those with
+    weights. `include_tags`: one row a file of weights (what `pretrained` implies, as in timm). `name_matches_cfg` is
+    what all ours do."""
     if include_tags is None:
         include_tags = pretrained
-    wanted, unwanted, families = strings(filter), strings(exclude_filters), strings(module)
+    wanted, unwanted = strings(filter), strings(exclude_filters)
+    families = [MODULES.get(m, m) for m in strings(module)]
     names: list[str] = []
     for name, network in VARIANTS.items():
         tags = [w.tag for w in published(name) if w.form == "classifier"]
         if not network.listed or (families and network.family not in families) or (pretrained and not tags):
             continue
         names += [f"{name}.{t}" for t in tags] or [name] if include_tags else [name]
-    fits = lambda n, patterns: any(fnmatch.fnmatch(n, p) for p in patterns)  # noqa: E731
+
+    def fits(name: str, patterns: list[str]) -> bool:
+        bare = name.partition(".")[0]  # a pattern without a tag is for all of a name's tags
+        return any(fnmatch.fnmatch(name if "." in p else bare, p) for p in patterns)
+
     kept = [n for n in names if (not wanted or fits(n, wanted)) and not fits(n, unwanted)]
     return sorted(kept, key=natural)
 
 
 def get_pretrained_cfg_value(name: str, key: str) -> Any:
     """One value of `default_cfg`, without building the model's weights; None where it has none."""
-    return create_model(name, device="meta").default_cfg.get(key)
+    return cast(Classifier, create_model(name, device="meta")).default_cfg.get(key)
 
 
 # ------------------------------------------------------------------------------------------------- describe and rebuild
@@ -275,13 +300,18 @@ def describe(model: nn.Module) -> dict[str, Any]:
     if not isinstance(model, Classifier):
         return plain_of_foreign(model)
     if model.family:
-        arguments = {**model.arguments, "num_classes": model.num_classes, "img_size": list(model.default_cfg["input_size"][1:])}
+        arguments = {
+            **model.arguments,
+            "num_classes": model.num_classes,
+            "img_size": list(model.default_cfg["input_size"][1:]),
+        }
         return {"name": model.name, "arguments": arguments}
     b = model.backbone
     backbone = {"stages": [plain(s) for s in b.specs], "stem": plain(b.stem_spec), "down": plain(b.down_spec),
                 "in_chans": b.in_chans, "drop_path": b.drop_path}  # fmt: skip
-    arguments = {"backbone": {"class_path": path_of(Backbone), "init_args": backbone}, "num_classes": model.num_classes,
-                 "head": plain(model.spec), "drop_rate": model.drop_rate, "img_size": list(model.default_cfg["input_size"][1:])}  # fmt: skip
+    arguments = {"backbone": {"class_path": path_of(Backbone), "init_args": backbone}, "head": plain(model.spec),
+                 "num_classes": model.num_classes, "drop_rate": model.drop_rate,
+                 "img_size": list(model.default_cfg["input_size"][1:])}  # fmt: skip
     return {"class_path": path_of(Classifier), "init_args": arguments}
 
 
@@ -312,7 +342,10 @@ def path_of(kind: type) -> str:
 
 def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {"class_path": path_of(type(value)), "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+        return {
+            "class_path": path_of(type(value)),
+            "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)},
+        }
     return [plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
@@ -328,7 +361,7 @@ def unplain(value: Any) -> Any:
     if module not in sys.modules and not module.startswith(package + "."):
         raise ValueError(f"the model is made of {value['class_path']}: import {module} before you load it")
     found = getattr(import_module(module), kind, None)
-    if not (is_dataclass(found) or found in (Backbone, Classifier)):
+    if not isinstance(found, type) or not (is_dataclass(found) or found in (Backbone, Classifier)):
         raise ValueError(f"{value['class_path']} is no part of a model")
     return found(**{k: unplain(v) for k, v in value["init_args"].items()})
 
@@ -351,12 +384,25 @@ def model_info(name: str) -> ModelInfo:
     from .count import macs, parameters
 
     model = create_model(name, device="meta").eval()
-    size = tuple(model.default_cfg["input_size"])
+    channels, height, width = cast(Classifier, model).default_cfg["input_size"]
+    size = (channels, height, width)
     total, trainable = parameters(model)
     if name.startswith("timm:"):
         return ModelInfo(name, "timm", total, trainable, macs(model, size), size, [])
     found = resolve(name)
-    return ModelInfo(name, found.network.family, total, trainable, macs(model, size), size, [w.tag for w in found.weights])
+    return ModelInfo(
+        name, found.network.family, total, trainable, macs(model, size), size, [w.tag for w in found.weights]
+    )
 
 
-__all__ = ["VARIANTS", "Head", "ModelInfo", "create_model", "describe", "get_pretrained_cfg_value", "list_models", "model_info", "rebuild"]
+__all__ = [
+    "VARIANTS",
+    "Head",
+    "ModelInfo",
+    "create_model",
+    "describe",
+    "get_pretrained_cfg_value",
+    "list_models",
+    "model_info",
+    "rebuild",
+]

@@ -179,7 +179,11 @@ def test_autocast_gives_its_type(name, b):
 def test_dropout(name):
     q, k, _, _ = made(4, 4000, d=16)
     v = torch.ones(2, 3, 4000, 1)
-    draw = lambda: (torch.manual_seed(3), attend(q, k, v, dropout=0.25, backend=name))[1]  # noqa: E731
+
+    def draw() -> torch.Tensor:
+        torch.manual_seed(3)
+        return attend(q, k, v, dropout=0.25, backend=name)
+
     y = draw()
     assert torch.equal(y, draw())
     assert not torch.equal(y, attend(q, k, v, dropout=0.25, backend=name))
@@ -193,9 +197,16 @@ def test_dropout(name):
 def used(monkeypatch) -> list[str]:
     """Which back ends the door goes through, from now on."""
     seen: list[str] = []
+
+    def spied(name, back):
+        def spy(*tensors, **options):
+            seen.append(name)
+            return back(*tensors, **options)
+
+        return spy
+
     for name, back in dict(door.BACKENDS).items():
-        spy = lambda *a, _name=name, _back=back, **o: (seen.append(_name), _back(*a, **o))[1]  # noqa: E731
-        monkeypatch.setitem(door.BACKENDS, name, spy)
+        monkeypatch.setitem(door.BACKENDS, name, spied(name, back))
     return seen
 
 

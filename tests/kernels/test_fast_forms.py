@@ -1,11 +1,15 @@
-"""The fast CPU forms of linear layers, StarReLU and pooling equal their references: outputs, gradients, second gradients."""
+"""The fast CPU forms of linear layers, StarReLU and pooling equal their references, first and second gradients too."""
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from patchloom.kernels import linear as linear_kernel
-from patchloom.kernels import pool, star_relu
+from patchloom.kernels import mlp as mlp_kernel
+from patchloom.kernels import pool, star_relu, windows
+from patchloom.kernels.attend import backend
 from patchloom.kernels.linear import linear
 from patchloom.vision.block import Linear, Mlp
-from torch.utils.flop_counter import FlopCounterMode
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -101,3 +105,55 @@ def test_pool(shape, size):
     same(pool.pool_minus_identity(m, size), pool.reference(m, size), [m])
     with torch.no_grad():
         torch.testing.assert_close(pool.pool_minus_identity(m, size), pool.reference(m, size), **CLOSE)
+
+
+@pytest.mark.parametrize("rows", [(3, 5), (1, 7), (2, 3, 4)], ids=str)
+@pytest.mark.parametrize("star", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("numbers", [mlp_kernel.SLICE, 40])
+def test_mlp(rows, star, biased, scaled, numbers, monkeypatch):
+    monkeypatch.setattr(mlp_kernel, "SLICE", numbers)
+    x, w1, w2 = made(*rows, 6), made(16, 6, seed=1), made(9, 16, seed=2)
+    b1, b2 = (made(16, seed=3), made(9, seed=4)) if biased else (None, None)
+    s = (torch.tensor([1.3], requires_grad=True), torch.tensor([-0.2], requires_grad=True)) if star else None
+    g = made(9, seed=5) if scaled else None
+    inputs = [t for t in (x, w1, w2, b1, b2, g, *(s or ())) if t is not None]
+    same(mlp_kernel.mlp(x, (w1, b1), (w2, b2), s, g), mlp_kernel.reference(x, (w1, b1), (w2, b2), s, g), inputs)
+    with torch.no_grad():
+        got = mlp_kernel.mlp(x, (w1, b1), (w2, b2), s, g)
+        torch.testing.assert_close(got, mlp_kernel.reference(x, (w1, b1), (w2, b2), s, g), **CLOSE)
+
+
+@pytest.mark.parametrize("frozen", range(6))
+def test_mlp_gives_the_gradients_that_are_wanted(frozen):
+    inputs = [made(3, 6), made(16, 6, seed=1), made(16, seed=3), made(9, 16, seed=2), made(9, seed=4), made(9, seed=5)]
+    inputs[frozen].requires_grad_(False)
+    x, w1, b1, w2, b2, g = inputs
+    wanted = [t for t in inputs if t.requires_grad]
+    same(mlp_kernel.mlp(x, (w1, b1), (w2, b2), None, g), mlp_kernel.reference(x, (w1, b1), (w2, b2), None, g), wanted)
+
+
+@pytest.mark.parametrize(("shape", "size"), [((2, 4, 6), 2), ((1, 7, 7), 7), ((3, 8, 4), 4)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows(shape, size, masked):
+    b, h, w = shape
+    qkv = made(b, h, w, 3 * 2 * 5)
+    bias = made(h * w // size**2 if masked else 1, 2, size**2, size**2, seed=1)
+    same(windows.attend_windows(qkv, bias, 2, size), windows.reference(qkv, bias, 2, size), [qkv, bias])
+    with torch.no_grad():
+        got = windows.attend_windows(qkv, bias, 2, size)
+        torch.testing.assert_close(got, windows.reference(qkv, bias, 2, size), **CLOSE)
+
+
+def test_windows_keep_to_a_back_end_that_was_chosen():
+    qkv, bias = made(1, 4, 4, 12), made(1, 2, 4, 4)
+    with backend("reference"):
+        assert torch.equal(windows.attend_windows(qkv, bias, 2, 2), windows.reference(qkv, bias, 2, 2))
+
+
+@pytest.mark.parametrize("by", [-3, -1, 0, 2])
+def test_roll(by):
+    m = made(2, 5, 7, 3)
+    assert torch.equal(windows.roll(m, by), m.roll((by, by), (1, 2)))
+    same(windows.roll(m, by), m.roll((by, by), (1, 2)), [m])

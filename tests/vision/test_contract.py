@@ -1,11 +1,13 @@
 """What every variant keeps, in a tiny form: shapes and strides, gradients, batches, checkpointing, saving, any size."""
+
 import copy
 import re
 
 import pytest
 import torch
-from patchloom.vision.zoo import VARIANTS, create_model, describe, list_models, rebuild
 from vision_tiny import distinct, tiny_classifier, tiny_pyramid
+
+from patchloom.vision.zoo import VARIANTS, create_model, describe, list_models, rebuild
 
 NAMES = distinct()
 SIZES = [(64, 64), (96, 160), (97, 131)]
@@ -44,7 +46,9 @@ def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
     model = tiny_classifier(name).train()
     model(image((96, 160))).square().mean().backward()
-    dead = [n for n, p in model.named_parameters() if p.grad is None or (not p.grad.any() and not without_effect(name, n))]
+    dead = [
+        n for n, p in model.named_parameters() if p.grad is None or (not p.grad.any() and not without_effect(name, n))
+    ]
     assert not dead
 
 
@@ -138,5 +142,7 @@ def test_names_build_without_memory(name):
 def test_drop_path_rises_linearly(name, rate):
     model = create_model(name, drop_path_rate=rate, device="meta")
     drops = [m.drop for n, m in model.named_modules() if n.endswith("add2")]
-    assert drops[0] == 0 and drops[-1] == pytest.approx(rate) and drops == sorted(drops)
+    assert drops[0] == 0
+    assert drops[-1] == pytest.approx(rate)
+    assert drops == sorted(drops)
     assert drops[1] == pytest.approx(rate / (len(drops) - 1))

@@ -3,6 +3,7 @@
 A family is a module with VARIANTS (name -> Network), RULES (whose names -> Rules) and WEIGHTS (name -> Weights, the
 first one being the default).
 """
+
 from types import ModuleType
 
 from . import cct, convnext, metaformer, swin, vit

@@ -1,4 +1,5 @@
 """Compact transformers, https://arxiv.org/abs/2104.05704: ViT-Lite, CVT (compact, unrelated to CvT) and CCT."""
+
 from dataclasses import replace
 
 from ..backbone import Stage
@@ -26,7 +27,9 @@ def place(side: int, special: int = 0) -> Position:
 def cct(size: int, kernel: int, layers: int, pixels: int, classes: int) -> Network:
     stem = ConvTokenizer(place(1), kernel, layers)
     stem = replace(stem, position=place(-(-pixels // stem.stride)))
-    return Network("cct", encoder(size), stem, head=Head(pool="attention"), size=(pixels, pixels), classes=classes, drop_path=0.1)
+    return Network(
+        "cct", encoder(size), stem, head=Head(pool="attention"), size=(pixels, pixels), classes=classes, drop_path=0.1
+    )
 
 
 def patches(size: int, patch: int, token: bool) -> Network:
@@ -39,7 +42,8 @@ def patches(size: int, patch: int, token: bool) -> Network:
 def sine(network: Network) -> Network:
     """The same with a fixed sinusoid for its positions."""
     stem = network.stem
-    assert isinstance(stem, Patchify | ConvTokenizer) and stem.position is not None
+    assert isinstance(stem, Patchify | ConvTokenizer)
+    assert stem.position is not None
     return replace(network, stem=replace(stem, position=replace(stem.position, kind="sinusoid")))
 
 
@@ -82,5 +86,5 @@ RULES = {
             (r"classifier\.fc\.(weight|bias)", r"head.\1"),
         ),
         pyramid=(r"classifier\.(norm|fc|attention_pool)\..*",),
-    ),
+    )
 }

@@ -1,4 +1,5 @@
 """ConvNeXt, https://arxiv.org/abs/2201.03545: the variants, and the names in their checkpoints."""
+
 from torch import nn
 
 from ..backbone import Stage
@@ -22,16 +23,22 @@ def initialise(model: Classifier | Pyramid) -> None:
                 nn.init.zeros_(m.bias)
 
 
-def convnext(depths: tuple[int, ...], dims: tuple[int, ...], drop_path: float, classes: int = 1000, size: int = 224) -> Network:
-    stages = tuple(Stage(Depthwise(7), d, n, scale=1e-6, block=Inverted(NORM)) for d, n in zip(dims, depths, strict=True))
-    return Network("convnext", stages, Patchify(4, NORM, pad=False), Strided(2, 2, 0, NORM), HEAD, Dense(NORM), (size, size),
-                   classes, drop_path, initialise)  # fmt: skip
+def convnext(
+    depths: tuple[int, ...], dims: tuple[int, ...], drop_path: float, classes: int = 1000, size: int = 224
+) -> Network:
+    stages = tuple(
+        Stage(Depthwise(7), d, n, scale=1e-6, block=Inverted(NORM)) for d, n in zip(dims, depths, strict=True)
+    )
+    stem, down = Patchify(4, NORM, pad=False), Strided(2, 2, 0, NORM)
+    return Network("convnext", stages, stem, down, HEAD, Dense(NORM), (size, size), classes, drop_path, initialise)
 
 
 def isotropic(depth: int, dim: int, drop_path: float, scale: float | None = None) -> Network:
     """One resolution, 16x16 patches. The large one was trained with a layer scale, the others without."""
     stage = Stage(Depthwise(7), dim, depth, scale=scale, block=Inverted(NORM))
-    return Network("convnext", (stage,), Patchify(16, None, pad=False), head=HEAD, drop_path=drop_path, initialise=initialise)
+    return Network(
+        "convnext", (stage,), Patchify(16, None, pad=False), head=HEAD, drop_path=drop_path, initialise=initialise
+    )
 
 
 DEEP = (3, 3, 27, 3)
@@ -55,7 +62,7 @@ OURS = r"backbone.stages.\1.blocks.\2."
 
 
 def block(theirs: str, dwconv: str, fc1: str, fc2: str, ours: str, at: int) -> tuple[tuple[str, str], ...]:
-    """The rules of a block whose names begin with `theirs`; `at` is the number of the group that holds weight or bias."""
+    """The rules of a block whose names begin with `theirs`; group `at` holds weight or bias."""
     return (
         (theirs + r"gamma", ours + "add.gamma"),
         (theirs + dwconv + r"\.(weight|bias)", ours + rf"mixer.conv.\{at}"),

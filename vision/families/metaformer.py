@@ -50,12 +50,13 @@ def poolformer(name: str) -> Network:
     norm = Norm("group")
     scale = 1e-5 if name in ("s12", "s24") else 1e-6
     stages = tuple(Stage(Pool(3), d, n, scale=scale, block=PreNorm(norm)) for d, n in zip(dims, depths, strict=True))
-    return Network("metaformer", stages, ConvStem(7, 4, 2), Strided(3, 2, 1), Head(norm), Dense(norm), drop_path=drop_path,
-                   initialise=initialise_first)  # fmt: skip
+    return Network("metaformer", stages, ConvStem(7, 4, 2), Strided(3, 2, 1), Head(norm), Dense(norm),
+                   drop_path=drop_path, initialise=initialise_first)  # fmt: skip
 
 
 def baseline(depths: tuple[int, ...], dims: tuple[int, ...], mixers: tuple[Mixer, ...], norm: Norm, drop_path: float,
-             hidden: int | None = None, dropout: float = 0.0, size: int = 224, classes: int = 1000) -> Network:  # fmt: skip
+             hidden: int | None = None, dropout: float = 0.0, size: int = 224,
+             classes: int = 1000) -> Network:  # fmt: skip
     """Residuals are scaled in stages 3 and 4; all norms but the last lack a bias."""
     plain = Norm(eps=1e-6, bias=False)
     stages = tuple(
@@ -68,23 +69,34 @@ def baseline(depths: tuple[int, ...], dims: tuple[int, ...], mixers: tuple[Mixer
 
 
 GROUP, LAYER = Norm("group", 1e-6, bias=False), Norm("layer", 1e-6, bias=False)
-POOLED = {
+POOLED: dict[str, tuple[Mixer, ...]] = {
     "identityformer": (Identity(),) * 4,
     "randformer": (Identity(), Identity(), Random(14, 14), Random(7, 7)),
     "poolformerv2": (Pool(3),) * 4,
 }
 CONV, ATTEND = Separable(7), Global(width=32, bias=False, out_bias=False)
-MIXED = {"convformer": (CONV,) * 4, "caformer": (CONV, CONV, ATTEND, ATTEND)}
+MIXED: dict[str, tuple[Mixer, ...]] = {"convformer": (CONV,) * 4, "caformer": (CONV, CONV, ATTEND, ATTEND)}
 RATES = {  # drop path (224, 384) and dropout of the head (224, 384)
-    "convformer": {"s18": (0.2, 0.3, 0.0, 0.4), "s36": (0.3, 0.5, 0.0, 0.4), "m36": (0.4, 0.8, 0.0, 0.5), "b36": (0.6, 0.8, 0.0, 0.5)},
-    "caformer": {"s18": (0.15, 0.3, 0.0, 0.4), "s36": (0.3, 0.5, 0.4, 0.4), "m36": (0.4, 0.7, 0.4, 0.4), "b36": (0.6, 0.8, 0.5, 0.5)},
+    "convformer": {
+        "s18": (0.2, 0.3, 0.0, 0.4),
+        "s36": (0.3, 0.5, 0.0, 0.4),
+        "m36": (0.4, 0.8, 0.0, 0.5),
+        "b36": (0.6, 0.8, 0.0, 0.5),
+    },
+    "caformer": {
+        "s18": (0.15, 0.3, 0.0, 0.4),
+        "s36": (0.3, 0.5, 0.4, 0.4),
+        "m36": (0.4, 0.7, 0.4, 0.4),
+        "b36": (0.6, 0.8, 0.5, 0.5),
+    },
 }
 
 
 def mixed(kind: str, size: str, pixels: int, classes: int = 1000) -> Network:
     path, path_384, drop, drop_384 = RATES[kind][size]
-    rates = (path, 4, drop) if pixels == 224 else (path_384, 4, drop_384)
-    return baseline(*LARGE[size], MIXED[kind], LAYER, *rates, pixels, classes)
+    if pixels == 384:
+        path, drop = path_384, drop_384
+    return baseline(*LARGE[size], MIXED[kind], LAYER, path, 4, drop, pixels, classes)
 
 
 def pooled_rate(kind: str, size: str) -> float:
@@ -102,11 +114,15 @@ VARIANTS = {
 # ------------------------------------------------------------------------------------------------------------- names
 
 Renames = tuple[tuple[str, str], ...]
-STEM, DOWN, OURS = "backbone.stem.convolution.", r"backbone.stages.\1.down.convolution.", r"backbone.stages.\1.blocks.\2."
+STEM, DOWN, OURS = (
+    "backbone.stem.convolution.",
+    r"backbone.stages.\1.down.convolution.",
+    r"backbone.stages.\1.blocks.\2.",
+)
 
 
-def inside(theirs: str, pooled: str = "fc1", last: str = "fc2") -> Renames:
-    """A block's rules that both baselines' sources share; `pooled` and `last` are a separable convolution's two layers."""
+def inside(theirs: str) -> Renames:
+    """A block's rules, which both sources of the baselines share."""
     return (
         (theirs + r"(norm[12])\.(weight|bias)", OURS + r"\3.\4"),
         (theirs + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\3.\4"),

@@ -1,4 +1,5 @@
 """Swin Transformer, https://arxiv.org/abs/2103.14030: the variants, and the names in their checkpoints."""
+
 import re
 
 import torch
@@ -14,10 +15,12 @@ from .swin_weights import WEIGHTS as WEIGHTS
 
 def swin(dim: int, depths: tuple[int, ...], heads: tuple[int, ...], window: int = 7, size: int = 224,
          drop_path: float = 0.2, classes: int = 1000) -> Network:  # fmt: skip
-    stages = lambda dense: tuple(  # noqa: E731
-        Stage(Window(h, window, dense), dim * 2**i, n) for i, (n, h) in enumerate(zip(depths, heads, strict=True))
-    )
-    return Network("swin", stages(False), dense=Dense(Norm(), stages(True)), size=(size, size), classes=classes, drop_path=drop_path)
+    def stages(dense: bool) -> tuple[Stage, ...]:
+        rows = enumerate(zip(depths, heads, strict=True))
+        return tuple(Stage(Window(h, window, dense), dim * 2**i, n) for i, (n, h) in rows)
+
+    return Network("swin", stages(False), dense=Dense(Norm(), stages(True)), size=(size, size), classes=classes,
+                   drop_path=drop_path)  # fmt: skip
 
 
 SMALL, SIZES = (2, 2, 18, 2), (4, 8, 16, 32)
@@ -78,6 +81,13 @@ def later(shift: int) -> tuple[tuple[str, str], ...]:
 
 HEAD = r"head\.(weight|bias)"
 RULES = {
-    "published": Rules((*BLOCKS, *later(1), (HEAD, r"head.\1")), BUFFERS, (r"norm\..*", r"head\..*"), dense=NORMS, check=computed),
-    "timm": Rules((*BLOCKS, *later(0), (r"head\.fc\.(weight|bias)", r"head.\1")), BUFFERS, (r"norm\..*", r"head\..*"), check=computed),
+    "published": Rules(
+        (*BLOCKS, *later(1), (HEAD, r"head.\1")), BUFFERS, (r"norm\..*", r"head\..*"), dense=NORMS, check=computed
+    ),
+    "timm": Rules(
+        (*BLOCKS, *later(0), (r"head\.fc\.(weight|bias)", r"head.\1")),
+        BUFFERS,
+        (r"norm\..*", r"head\..*"),
+        check=computed,
+    ),
 }

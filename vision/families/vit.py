@@ -1,5 +1,6 @@
 """ViT, https://arxiv.org/abs/2010.11929 (as trained by https://arxiv.org/abs/2106.10270), and DeiT,
 https://arxiv.org/abs/2012.12877, under timm's names and numbers."""
+
 from ..backbone import Stage
 from ..block import Norm, PreNorm
 from ..mixers.attention import Global
@@ -18,7 +19,9 @@ def vit(size: str, patch: int, pixels: int, distilled: bool = False, drop_path: 
     position = Position((pixels // patch, pixels // patch), special=2 if distilled else 1, token_std=1e-6)
     head = Head(NORM, pool="distilled" if distilled else "token")
     stages = (Stage(Global(heads), dim, depth, block=PreNorm(NORM)),)
-    return Network("vit", stages, Patchify(patch, None, position=position), head=head, size=(pixels, pixels), drop_path=drop_path)
+    return Network(
+        "vit", stages, Patchify(patch, None, position=position), head=head, size=(pixels, pixels), drop_path=drop_path
+    )
 
 
 VARIANTS = {

@@ -1,4 +1,5 @@
 """Global multi-head self-attention, https://arxiv.org/abs/1706.03762."""
+
 from dataclasses import dataclass
 
 from torch import Tensor, nn

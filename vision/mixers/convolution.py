@@ -1,4 +1,5 @@
 """Depthwise and separable convolutions as token mixers, on channels-last maps without a copy."""
+
 from dataclasses import dataclass
 
 from torch import Tensor, nn

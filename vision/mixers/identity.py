@@ -1,4 +1,5 @@
 """No mixing at all: what a MetaFormer can do without (IdentityFormer, https://arxiv.org/abs/2210.13452)."""
+
 from dataclasses import dataclass
 
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """Average pooling as a token mixer (PoolFormer, https://arxiv.org/abs/2111.11418)."""
+
 from dataclasses import dataclass
 
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """A frozen random matrix over the tokens (RandFormer, https://arxiv.org/abs/2210.13452)."""
+
 from dataclasses import dataclass
 
 import torch

@@ -1,4 +1,5 @@
 """Attention inside windows that shift from block to block, https://arxiv.org/abs/2103.14030."""
+
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.attend import attend
+from ...kernels.windows import attend_windows, roll
 from ..block import Linear, Probe, Tokens
 
 
@@ -34,42 +35,26 @@ class WindowAttention(nn.Module):
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()  # B H W C
-        b, h, w, c = m.shape
+        h, w = m.shape[1:3]
         s, shift = self.size, self.shift
         if not self.dense and min(h, w) <= s:
             s, shift = min(h, w), 0
         down, right = -h % s, -w % s
         if down or right:
             m = F.pad(m, (0, 0, 0, right, 0, down))
-        x = windows(m.roll((-shift, -shift), (1, 2)) if shift else m, s)  # B*n s*s C
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B*n h s*s d
-        y = attend(q, k, v, self.bias(h, w, s, shift, b))
-        y = unwindow(self.proj(y.transpose(1, 2).flatten(2)), h + down, w + right, s)
-        if shift:
-            y = y.roll((shift, shift), (1, 2))
-        return y[:, :h, :w].flatten(1, 2)
+        y = attend_windows(self.qkv(roll(m, -shift)), self.bias(h, w, s, shift), self.heads, s)
+        return self.proj(roll(y, shift)[:, :h, :w].flatten(1, 2))  # type: ignore[no-any-return]
 
-    def bias(self, h: int, w: int, s: int, shift: int, batch: int) -> Tensor:
-        """(1 or B*n h s*s s*s): the learned bias of each pair's offset, and -inf where a pair must not meet."""
+    def bias(self, h: int, w: int, s: int, shift: int) -> Tensor:
+        """(1 or n h s*s s*s): the learned bias of each pair's offset, and -inf where a pair must not meet."""
         bias = self.table[torch.from_numpy(offsets(self.size, s))].permute(2, 0, 1)[None]  # 1 h s*s s*s
         mask = apart(h, w, s, shift, not self.dense)
         if mask is None:
             return bias
-        return (bias + torch.from_numpy(mask).to(bias)[:, None]).repeat(batch, 1, 1, 1)
+        return bias + torch.from_numpy(mask).to(bias)[:, None]
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, size={self.size}, shift={self.shift}, dense={self.dense}"
-
-
-def windows(m: Tensor, s: int) -> Tensor:
-    """(B H W C) -> (B*H/s*W/s s*s C): the windows of an image row by row."""
-    b, h, w, c = m.shape
-    return m.view(b, h // s, s, w // s, s, c).transpose(2, 3).reshape(-1, s * s, c)
-
-
-def unwindow(x: Tensor, h: int, w: int, s: int) -> Tensor:
-    """The inverse of `windows`, (B*h/s*w/s s*s C) -> (B h w C)."""
-    return x.view(-1, h // s, w // s, s, s, x.shape[-1]).transpose(2, 3).reshape(-1, h, w, x.shape[-1])
 
 
 def windows_of(place: np.ndarray, s: int) -> np.ndarray:

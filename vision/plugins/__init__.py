@@ -1,4 +1,5 @@
 """Plugins reach a model through the seams that its modules declare, and nowhere else."""
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields

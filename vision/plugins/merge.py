@@ -5,6 +5,7 @@ its best of B; the r closest pairs merge into the weighted mean x' = sum(s x) / 
 begin as 1. Attention then counts a token s times (log s is added to its scores). The matching is outside the graph, the
 mean inside it. Written anew; the original is CC-BY-NC.
 """
+
 from dataclasses import dataclass, replace
 from typing import Any
 

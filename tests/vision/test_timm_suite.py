@@ -1,0 +1,131 @@
+"""timm's own tests of models over ours: create_model, list_models and get_pretrained_cfg_value are the zoo's."""
+
+import importlib.util
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import timm
+import torch
+
+from patchloom.train.figures import FIGURES
+from patchloom.vision import zoo
+
+# parameters of what counts as tiny to base; a 22k head on top is another head, not another network
+LARGEST = 100_000_000
+SMALLEST = (
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "swin_tiny",
+    "poolformer_s12",
+    "poolformerv2_s12",
+    "identityformer_s12",
+    "randformer_s12",
+    "convformer_s18",
+    "caformer_s18",
+    "convnext_tiny",
+    "convnext_isotropic_small",
+    "vit_lite_7_4_32",
+    "cvt_7_4_32",
+    "cct_4_3x2_32",
+)
+
+
+class Marks:
+    """Stands for pytest.mark while the file is read: keeps what a test is parametrized with, knows any marker."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def mark(*arguments: Any, **_: Any) -> Any:
+            if inspect.isfunction(arguments[0]):  # a marker without arguments
+                return arguments[0]
+
+            def decorate(test: Any) -> Any:
+                if name == "parametrize":
+                    test.cases = {**getattr(test, "cases", {}), arguments[0]: arguments[1]}
+                return test
+
+            return decorate
+
+        return mark
+
+
+def read_suite() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("timm_test_models", Path(__file__).with_name("timm_test_models.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("create_model", "list_models", "get_pretrained_cfg_value"):
+            patch.setattr(timm, name, getattr(zoo, name))
+        patch.setattr(pytest, "mark", Marks())
+        patch.setattr(
+            torch._C, "_jit_set_profiling_executor", lambda _: None
+        )  # a process-wide switch, for scripting only
+        patch.setattr(torch._C, "_jit_set_profiling_mode", lambda _: None)
+        spec.loader.exec_module(module)
+    return module
+
+
+SUITE = read_suite()
+PARTS = {
+    "forward": SUITE.test_model_forward,
+    "backward": SUITE.test_model_backward,
+    "features": SUITE.test_model_forward_features,
+    "features by intermediates": SUITE.test_model_forward_intermediates_features,
+    "intermediates": SUITE.test_model_forward_intermediates,
+    "default_cfg": SUITE.test_model_default_cfgs,
+    "default_cfg, tokens": SUITE.test_model_default_cfgs_non_std,
+}
+GIVE_TOKENS = ("vit_", "deit_", "cct_", "cvt_")  # sequences, not maps: timm judges such by its test for tokens
+
+
+def tiny_to_base() -> list[str]:
+    return [
+        name
+        for name in zoo.list_models()
+        if FIGURES[name][1] <= LARGEST and not name.endswith(("_22k", "_in21k", "_in22k"))
+    ]
+
+
+def applies(part: str, name: str) -> bool:
+    """timm's choice where it is by names; where it is by timm's modules, which lack some of ours, all take part."""
+    if part.startswith("default_cfg"):
+        return name.startswith(GIVE_TOKENS) == (part == "default_cfg, tokens")
+    two_blocks = "_2_" in name  # CCT-2, CVT-2, ViT-Lite-2 have two blocks, so no three maps, which these parts ask for
+    return not (two_blocks and part in ("features", "intermediates"))
+
+
+def cases(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(part, name) for part in PARTS for name in names if applies(part, name)]
+
+
+def check(part: str, name: str) -> None:
+    test = PARTS[part]
+    given = {"model_name": name, "batch_size": test.cases["batch_size"][0], "cfg_device": "meta"}
+    test(**{key: given[key] for key in inspect.signature(test).parameters})
+
+
+@pytest.mark.parametrize(("part", "name"), cases(SMALLEST))
+def test_smallest_of_each_kind(part: str, name: str) -> None:
+    check(part, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "name"), cases([name for name in tiny_to_base() if name not in SMALLEST]))
+def test_tiny_to_base(part: str, name: str) -> None:
+    check(part, name)
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_timm_would_choose_them_itself(part: str) -> None:
+    chosen = set(PARTS[part].cases["model_name"])
+    assert set(tiny_to_base()) <= chosen, "with list_models pointed at the zoo, timm's filters must leave ours in"
+
+
+def test_every_kind_is_among_the_smallest() -> None:
+    """A family that is added later must be put into SMALLEST."""
+    kinds = {zoo.VARIANTS[name].family for name in zoo.list_models()}
+    assert kinds == {zoo.VARIANTS[name].family for name in SMALLEST}
