@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 NARROW_ROWS, NARROW_CHANNELS = 2048, 256
 
 
@@ -54,7 +53,7 @@ def eager_float32(*tensors: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     )
 
 
@@ -65,7 +64,8 @@ def _available() -> bool:
     """Whether this torch has the operator and it computes what `reference` does (probed once, at first use)."""
     if not _probed:
         _probed.append(False)
-        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        if built and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             with torch.no_grad():
                 x, w, b = (torch.linspace(-1, 1, n).reshape(s) for n, s in ((6, (2, 3)), (12, (4, 3)), (4, (4,))))
                 same = torch.allclose(_onednn(x, w, b, True), reference(x, w, b, gelu=True), atol=1e-6)
@@ -74,12 +74,12 @@ def _available() -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:
-    post = ("gelu", [], "none") if gelu else ("none", [], "")
+    post: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, *post)  # type: ignore[no-any-return]
 
 
 class _Linear(torch.autograd.Function):
-    """dx = dy W (oneDNN), dW = dy' x (BLAS), db = sum dy; written in differentiable operations, so twice differentiable."""
+    """dx = dy W (oneDNN), dW = dy' x (BLAS), db = sum dy; all in differentiable operations: it may be taken twice."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -44,11 +44,8 @@ def mlp(x: Tensor, first: Layer, last: Layer, star: Star | None = None, gamma: T
     rows = x.reshape(-1, x.shape[-1])
     parts = []
     for a in slices(rows.shape[0], w1.shape[0]):
-        if star is None:
-            hidden = product(rows[a], w1, b1, gelu=True)
-        else:
-            hidden = star_relu(product(rows[a], w1, b1), *star)
-        parts.append(product(hidden, w2, b2))
+        hidden = product(rows[a], w1, b1, gelu=star is None)
+        parts.append(product(hidden if star is None else star_relu(hidden, *star), w2, b2))
     return whole(parts, x)
 
 
@@ -69,21 +66,24 @@ def whole(parts: list[Tensor], like: Tensor) -> Tensor:
 
 
 class _Mlp(torch.autograd.Function):
-    """With p = W1 x + b1, a = act(p): dW2 = dy' a, da = dy W2, dp = act'(p) da, dW1 = dp' x, dx = dp W1."""
+    """With p = W1 x + b1, h = act(p), dh = dy W2: dW2 = dy' h, dp = act'(p) dh, dW1 = dp' x, dx = dp W1.
+
+    W2 and b2 are those scaled by gamma; of the plain ones dW2 = gamma dW2', db2 = gamma db2', and
+    dgamma = rowsum(dW2' W2) + db2' b2.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, *tensors: Any) -> Tensor:
         x, w1, b1, w2, b2, s, b, gamma = tensors
         plain = w2, b2
         if gamma is not None:
             w2, b2 = scaled(w2, b2, gamma)
         rows = x.reshape(-1, x.shape[-1])
-        kept, parts = [], []
+        kept: list[Tensor] = []
+        parts: list[Tensor] = []
         for a in slices(rows.shape[0], w1.shape[0]):
-            p = product(rows[a], w1, b1)
-            h = activated(p, s, b)
-            kept += [p, h]
-            parts.append(product(h, w2, b2))
+            kept += activated(product(rows[a], w1, b1), s, b)
+            parts.append(product(kept[-1], w2, b2))
         ctx.save_for_backward(rows, w1, w2, s, gamma, *plain, *kept)
         return whole(parts, x)
 
@@ -91,45 +91,51 @@ class _Mlp(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows, w1, w2, s, gamma, plain2, bias2, *kept = ctx.saved_tensors
-        need = ctx.needs_input_grad
+        need_x, need_w1, need_b1, need_w2, need_b2, need_s, need_b, need_gamma = ctx.needs_input_grad
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        dw1 = torch.empty_like(w1) if need[1] else None
-        dw2 = torch.empty_like(w2) if need[3] or need[7] else None
-        db1 = w1.new_zeros(w1.shape[0]) if need[2] else None
-        ds, parts = 0.0, []
+        dw1 = torch.empty_like(w1) if need_w1 else None
+        dw2 = torch.empty_like(w2) if need_w2 or need_gamma else None
+        db1 = w1.new_zeros(w1.shape[0]) if need_b1 else None
+        db2 = dy.sum(0) if need_b2 or (need_gamma and bias2 is not None) else None
+        star = w1.new_zeros(2) if need_s or need_b else None
+        parts: list[Tensor] = []
         for i, a in enumerate(slices(rows.shape[0], w1.shape[0])):
             p, h = kept[2 * i : 2 * i + 2]
-            d, beta = dy[a], float(i > 0)
             if dw2 is not None:
-                torch.addmm(dw2, d.t(), h, beta=beta, out=dw2)
-            da = product(d, w2.t())
-            if s is None:
-                dp = torch.ops.aten.gelu_backward.grad_input(da, p, grad_input=da)
-            else:
-                positive = F.relu(p)
-                dp = positive * da
-                if need[5] or need[6]:
-                    ds = ds + torch.stack((torch.dot(dp.flatten(), positive.flatten()), da.sum()))
-                dp.mul_(2 * s.item())
+                torch.addmm(dw2, dy[a].t(), h, beta=float(i > 0), out=dw2)
+            dp = through_activation(product(dy[a], w2.t()), p, s, star)
             if dw1 is not None:
-                torch.addmm(dw1, dp.t(), rows[a], beta=beta, out=dw1)
+                torch.addmm(dw1, dp.t(), rows[a], beta=float(i > 0), out=dw1)
             if db1 is not None:
                 db1.add_(dp.sum(0))
-            if need[0]:
+            if need_x:
                 parts.append(product(dp, w1.t()))
-        dx = whole(parts, dy).view(*shape[:-1], -1) if need[0] else None
-        db2 = dy.sum(0) if need[4] or (need[7] and bias2 is not None) else None
-        scalar = (None, None) if isinstance(ds, float) else (ds[:1], ds[1:])
-        if gamma is None:
-            return dx, dw1, db1, dw2, db2, *scalar, None
-        dgamma = (dw2 * plain2).sum(1) if dw2 is not None else None  # of W2 scaled: dgamma = rowsum(dW W2) + db b2
-        if dgamma is not None and db2 is not None and bias2 is not None:
-            dgamma += db2 * bias2
-        dw2 = dw2 * gamma[:, None] if dw2 is not None and need[3] else None
-        return dx, dw1, db1, dw2, db2 * gamma if db2 is not None and need[4] else None, *scalar, dgamma if need[7] else None
+        dx = whole(parts, dy).view(*shape[:-1], -1) if need_x else None
+        dgamma = None
+        if gamma is not None and dw2 is not None:
+            dgamma = (dw2 * plain2).sum(1) if need_gamma else None
+            if dgamma is not None and db2 is not None:
+                dgamma += db2 * bias2
+            dw2, db2 = dw2.mul_(gamma[:, None]), None if db2 is None else db2 * gamma
+        ds, db = (None, None) if star is None else (star[:1], star[1:])
+        return dx, dw1, db1, dw2 if need_w2 else None, db2 if need_b2 else None, ds, db, dgamma
 
 
-def activated(p: Tensor, s: Tensor | None, b: Tensor | None) -> Tensor:
+def activated(p: Tensor, s: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What the backward pass needs of p (itself, or relu(p) in its place) and act(p); p may be overwritten."""
     if s is None or b is None:
-        return F.gelu(p)
-    return torch.addcmul(b, p, F.relu(p), value=s.item())
+        return p, F.gelu(p)
+    p = p.relu_()
+    return p, torch.addcmul(b, p, p, value=s.item())
+
+
+def through_activation(dh: Tensor, p: Tensor, s: Tensor | None, star: Tensor | None) -> Tensor:
+    """dp = act'(p) dh in the memory of dh; the gradients of StarReLU's two scalars are added to `star`."""
+    if s is None:
+        return torch.ops.aten.gelu_backward.grad_input(dh, p, grad_input=dh)  # type: ignore[no-any-return]
+    if star is not None:
+        star[1] += dh.sum()
+    dh.mul_(p)
+    if star is not None:
+        star[0] += torch.dot(dh.flatten(), p.flatten())
+    return dh.mul_(2 * s.item())

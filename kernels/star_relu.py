@@ -1,4 +1,4 @@
-"""s relu(x)² + b with scalars s and b (StarReLU, https://arxiv.org/abs/2210.13452), in as few passes over x as torch allows.
+"""s relu(x)² + b with scalars s and b (StarReLU, https://arxiv.org/abs/2210.13452), in as few passes over x as may be.
 
 Written out it takes four passes forward and eight backward over the widest tensors of a network, which costs more than
 the matrix products around it; with x relu(x) = relu(x)² it takes two and four.

@@ -1,9 +1,9 @@
 """softmax(scale q k' + bias) v inside the windows of a map, straight from and to the layout of linear layers.
 
-`attend` does it too, and defines it. But with 49 tokens a window the products are small: cutting windows, splitting q, k
-and v apart, stacking their gradients and repeating the bias for every image cost as much as they do. Here one copy cuts
-windows and splits q, k and v, one puts the result back into the map, the bias is written once into the scores that the
-product is then added to, and the gradients of q, k and v are written next to each other.
+`attend` does it too, and defines it. But with 49 tokens a window the products are small: cutting windows, splitting
+q, k and v apart, stacking their gradients and repeating the bias for every image cost as much as they do. Here one copy
+cuts windows and splits q, k and v, one puts the result back into the map, the bias is written once into the scores that
+the product is then added to, and the gradients of q, k and v are written next to each other.
 """
 
 from typing import Any
@@ -18,17 +18,18 @@ Grid = tuple[int, int, int, int, int]  # windows down and across, window size, h
 
 
 def reference(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
-    """qkv (B H W 3*h*d), sides that are multiples of `size`; bias (1 or n h s*s s*s) for n windows an image, no row of it
-    all -inf -> (B H W h*d). Defines the operation."""
+    """qkv (B H W 3*h*d), sides that are multiples of `size`; bias (1 or n h s*s s*s) for n windows an image, no row of
+    it all -inf -> (B H W h*d). Defines the operation."""
     high, wide = qkv.shape[1:3]
-    q, k, v = windows(qkv, size).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B*n h s*s d
+    x = windows(qkv, size).unflatten(-1, (3, heads, -1))  # type: ignore[no-untyped-call]
+    q, k, v = x.permute(2, 0, 3, 1, 4).unbind(0)  # B*n h s*s d
     if bias.shape[0] > 1:
         bias = bias.repeat(qkv.shape[0], 1, 1, 1)
     return unwindow(attend(q, k, v, bias).transpose(1, 2).flatten(2), high, wide, size)
 
 
 def attend_windows(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
-    """`reference`, by the short way on a CPU in float32 unless a back end was chosen or operators are being recorded."""
+    """`reference`, by the short way on a CPU in float32 unless a back end is chosen or operators are recorded."""
     if not eager_float32(qkv, bias) or current() != "auto":
         return reference(qkv, bias, heads, size)
     if torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad):
@@ -52,7 +53,9 @@ def roll(m: Tensor, by: int) -> Tensor:
     """m (B H W C) rolled by `by` rows and columns, in one copy (torch.roll takes one a side)."""
     if not eager_float32(m) or not by:
         return m.roll((by, by), (1, 2)) if by else m
-    return _Roll.apply(m, by) if torch.is_grad_enabled() and m.requires_grad else _rolled(m, by)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and m.requires_grad:
+        return _Roll.apply(m, by)  # type: ignore[no-any-return]
+    return _rolled(m, by)
 
 
 def _rolled(m: Tensor, by: int) -> Tensor:
@@ -103,7 +106,7 @@ def _forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Windows(torch.autograd.Function):
-    """With P the weights: dv = P' dy, dS = P (dP - rowsum(P dP)) with dP = dy v', dq = dS k, dk = dS' q, dbias = sum dS."""
+    """P the weights: dv = P' dy, dS = P (dP - rowsum(P dP)) for dP = dy v', dq = dS k, dk = dS' q, dbias = sum dS."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:

@@ -45,7 +45,7 @@ class Tokens:
         channels_last memory."""
         if self.grid is None:
             raise ValueError("these tokens no longer fill a grid (some were merged or dropped); unmerge them first")
-        return self.patches().unflatten(1, self.grid)
+        return self.patches().unflatten(1, self.grid)  # type: ignore[no-untyped-call, no-any-return]
 
     def with_map(self, m: Tensor) -> "Tokens":
         """The same with the map m (B H W C) as its tokens; for tokens without special ones."""
@@ -56,8 +56,8 @@ class Tokens:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by the fastest product that this machine has (kernels/linear.py); normal weights of deviation 0.02 and
-    zero biases to begin with."""
+    """`nn.Linear` by the fastest product that this machine has (kernels/linear.py); normal weights of deviation 0.02
+    and zero biases to begin with."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)
@@ -70,7 +70,8 @@ class Linear(nn.Linear):
 
 def unhooked(module: nn.Module) -> bool:
     """Whether nobody looks at or changes what goes in and out of `module`."""
-    return not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+    m = module
+    return not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -120,9 +121,10 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))  # type: ignore[no-any-return]
 
     def whole(self) -> bool:
-        """Whether all of it may be one kernel: nothing stands between or in place of its layers, and no dropout acts."""
-        parts = is_plain(self.fc1) and is_plain(self.fc2) and type(self.act) in (nn.GELU, StarReLU) and unhooked(self.act)
-        return parts and not (self.training and type(self.drop) is nn.Dropout)
+        """Whether all of it may be one kernel: nothing stands in place of or between its layers, no dropout acts."""
+        plain = is_plain(self.fc1) and is_plain(self.fc2)
+        known = type(self.act) in (nn.GELU, StarReLU) and unhooked(self.act)
+        return plain and known and not (self.training and type(self.drop) is nn.Dropout)
 
     def at_once(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
         """gamma fc2(act(fc1(x)))."""
@@ -136,6 +138,7 @@ class OneGroupNorm(nn.Module):
     def __init__(self, dim: int, eps: float, bias: bool = True):
         super().__init__()
         self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
+        self.bias: nn.Parameter | None
         self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
 
     def forward(self, x: Tensor) -> Tensor:  # B N C

@@ -63,13 +63,13 @@ def windows_of(place: np.ndarray, s: int) -> np.ndarray:
     return place.reshape(h // s, s, w // s, s).swapaxes(1, 2).reshape(-1, s * s)
 
 
-# The two tables below depend on nothing but sizes. They are kept as numpy arrays: a tensor kept from one call to the next
-# would carry the first call's inference mode, device or tracer into all later ones.
+# The two tables below depend on nothing but sizes. They are kept as numpy arrays: a tensor kept from one call to the
+# next would carry the first call's inference mode, device or tracer into all later ones.
 
 
 @lru_cache(maxsize=64)
 def offsets(size: int, s: int) -> np.ndarray:
-    """(s*s s*s): the row of a table made for windows of `size` that holds the bias of each pair in a window of s <= size."""
+    """(s*s s*s): the row of a table for windows of `size` that holds the bias of each pair in a window of s <= size."""
     y, x = (p.ravel() for p in np.indices((s, s)))
     dy, dx = (p[:, None] - p[None, :] + size - 1 for p in (y, x))
     return (dy * (2 * size - 1) + dx).astype(np.int64)
