@@ -1,4 +1,5 @@
 """Where the small real data sets lie that some tests need; they are never part of the project."""
+
 import os
 from pathlib import Path
 

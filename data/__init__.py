@@ -1,0 +1,1 @@
+"""Data sets, transforms and data modules; imports no other storey of patchloom."""
