@@ -1,0 +1,157 @@
+"""Every packaged recipe is read by LightningCLI as it stands, and trains a shrunk step: two batches of two small
+images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.cli import LightningCLI
+from PIL import Image
+
+import patchloom
+from patchloom.train.classify import Classify
+from patchloom.train.recipes import recipes
+
+RECIPES = {recipe.name: recipe for recipe in recipes()}
+CONFIGS = Path(patchloom.__file__).parent / "configs"
+EXPECTED = {
+    "shapes/cct", "shapes/hybrid", "cifar10/cct", "cifar10/cct_7", "folder/swin_tiny", "folder/convnext_tiny",
+    "folder/cct_7", "imagenet/swin_tiny", "imagenet/convnext_tiny", "imagenet/poolformer_s12",
+    "imagenet/caformer_s18", "imagenet/deit_small_patch16_224",
+}  # fmt: skip
+SMALL = {  # a shrunk stand-in of the same family where the recipe's own network would take seconds a step
+    "imagenet/caformer_s18": ["--model.model.img_size", "32"],
+    "imagenet/deit_small_patch16_224": ["--model.model.name", "deit_tiny_patch16_224"],
+}
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Class folders that stand for CIFAR, ImageNet and a person's own."""
+    root = tmp_path_factory.mktemp("images")
+    from timm.data import ImageNetInfo
+
+    synsets = ImageNetInfo("imagenet-1k").label_names()
+    for kind, classes in (("own", ["cat", "dog"]), ("imagenet", synsets[:2])):
+        for split in ("train", "val", "test"):
+            for c, name in enumerate(classes):
+                (folder := root / kind / split / name).mkdir(parents=True)
+                for i in range(4):
+                    Image.new("RGB", (40, 36), (60 * i, 120 * c, 30)).save(folder / f"{i}.png")
+    return root
+
+
+def command(name: str, photographs: Path) -> list[str]:
+    """The recipe, at 32 pixels or so, without downloads, for two steps of two images."""
+    recipe = yaml.safe_load(Path(RECIPES[name].file).read_text())
+    lines = ["--config", RECIPES[name].file]
+    ours = recipe["model"]["init_args"]["model"]
+    drawn = recipe["data"]["class_path"].endswith("ShapesData")
+    if drawn:
+        lines += ["--data.train_length", "4", "--data.val_length", "2"]
+    else:
+        lines += ["--data.root", str(photographs / ("imagenet" if name.startswith("imagenet") else "own"))]
+    if "pretrained" in ours["init_args"]:
+        lines += ["--model.model.pretrained", "false"]
+    if ours["init_args"].get("name", "x_32")[-3:] != "_32":
+        lines += ["--model.model.img_size", "64"]
+    return [*lines, "--data.batch_size", "2", "--data.workers", "0", *SMALL.get(name, [])]
+
+
+@pytest.fixture(autouse=True)
+def no_command_line(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["patchloom"])
+
+
+def cli(lines: list[str], folder: Path) -> LightningCLI:
+    """As `patchloom fit` reads it: unknown keys fail, and those of its own callbacks are taken."""
+    from patchloom.train.callbacks.checkpoints import Checkpoints
+
+    class Reader(LightningCLI):
+        def add_arguments_to_parser(self, parser):
+            parser.add_lightning_class_args(Checkpoints, "checkpoints")
+
+        def instantiate_trainer(self, **options):
+            self.config_init.trainer.callbacks = []
+            return self._instantiate_trainer(
+                {
+                    **self.config_init.trainer,
+                    "callbacks": [],
+                    "accelerator": "cpu",
+                    "devices": 1,
+                    "logger": False,
+                    "max_epochs": 1,
+                    "enable_checkpointing": False,
+                    "enable_progress_bar": False,
+                    "enable_model_summary": False,
+                    "limit_train_batches": 2,
+                    "limit_val_batches": 1,
+                    "num_sanity_val_steps": 0,
+                    "precision": "32-true",
+                    "check_val_every_n_epoch": 1,
+                    "accumulate_grad_batches": 1,
+                    "default_root_dir": folder,
+                },
+                [],
+            )
+
+    return Reader(
+        None,
+        None,
+        run=False,
+        args=lines,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
+def test_the_recipes_are_these():
+    assert set(RECIPES) >= EXPECTED
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_says_what_it_needs(name):
+    text = Path(RECIPES[name].file).read_text()
+    assert text.startswith(f"# patchloom fit -c {name}")
+    assert len(text.partition("\n")[0]) > 60
+    recipe = yaml.safe_load(text)
+    assert recipe["checkpoints"]["every_n_steps"] > 0
+    assert "max_epochs" in recipe["trainer"]
+    assert "seed_everything" in recipe
+    assert recipe["model"]["class_path"] == "patchloom.train.classify.Classify"
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_recipe_trains_a_step(name, photographs, tmp_path):
+    made = cli(command(name, photographs), tmp_path)
+    assert isinstance(made.model, Classify)
+    before = {k: v.clone() for k, v in made.model.model.named_parameters()}
+    made.trainer.fit(made.model, made.datamodule)
+    after = dict(made.model.model.named_parameters())
+    assert made.trainer.global_step == 2
+    assert torch.isfinite(made.trainer.callback_metrics["train/loss"])
+    moved = [
+        k for k in after if after[k].shape != before.get(k, after[k]).shape or not torch.equal(after[k], before[k])
+    ]
+    assert len(moved) > 0.8 * len(after)
+    assert set(made.trainer.callback_metrics) >= {"val/loss", "val/top1"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ("heads: 3, size: 4", "heads: 3, windw: 3", "windw"),
+        ("dim: 96, depth", "dim: 96, dept", "dept"),
+        ("warmup_steps: 100", "warmup: 100", "warmup"),
+        ("max_epochs: 10", "max_epoch: 10", "max_epoch"),
+    ],
+)
+def test_a_misspelt_key_is_an_error_that_names_it(old, new, place, tmp_path, capsys):
+    text = (CONFIGS / "shapes" / "hybrid.yaml").read_text()
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new))
+    with pytest.raises(SystemExit):
+        cli(["--config", str(tmp_path / "mine.yaml")], tmp_path)
+    assert place in capsys.readouterr().err

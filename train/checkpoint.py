@@ -1,0 +1,315 @@
+"""What a checkpoint holds, how it is written and read: tensors and plain values only, whole or not at all.
+
+patchloom   {format, model: describe(model), classes: [...], preprocessing: {...}, recipe}
+state_dict  of the LightningModule: `model.…`, and `ema.…` where an average of the weights is kept
+rng         states of Python's, NumPy's and torch's generators
+and Lightning's own: loops (with the loader's state), optimizer_states, lr_schedulers, callbacks, epoch, global_step
+"""
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import pickletools
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..vision import zoo
+
+FORMAT = 1
+PLAIN = (str, int, float, bool, bytes, type(None), Tensor, torch.dtype, torch.device, torch.Size)
+EMA_PREFIXES = ("ema.module.", "ema.")
+UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    ImportError,
+)  # what torch.load raises for foreign or damaged bytes
+
+
+class CheckpointError(ValueError):
+    """A file that is no checkpoint, or one whose content does not fit; the message names the file and the tensor."""
+
+
+# ---- writing
+
+
+def header(model: nn.Module, classes: list[str], preprocessing: Mapping[str, Any], recipe: str = "") -> dict[str, Any]:
+    """What rebuilds `model` without the code or YAML that made it."""
+    plain = json.loads(json.dumps(dict(preprocessing)))
+    return {
+        "format": FORMAT,
+        "model": zoo.describe(model),
+        "classes": list(classes),
+        "preprocessing": plain,
+        "recipe": recipe,
+    }
+
+
+def check_plain(value: Any, place: str = "checkpoint") -> None:
+    """Raises TypeError with the place of the first value that `weights_only=True` would not load."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            check_plain(key, f"{place} key")
+            check_plain(item, f"{place}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for i, item in enumerate(value):
+            check_plain(item, f"{place}[{i}]")
+    elif not isinstance(value, PLAIN):
+        raise TypeError(
+            f"{place} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds tensors "
+            "and plain values only: turn it into numbers, strings, lists or dicts in state_dict()"
+        )
+
+
+def save(content: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Writes `content` beside `path`, syncs it to the disk, then renames: `path` is the old file or the new one, never
+    half.
+    """
+    check_plain(content)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with _Recorded(os.fdopen(handle, "wb")) as file:
+            file.write_with(lambda: torch.save(content, file))
+            file.sync()
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except OSError as error:
+        had = "the previous one is intact" if path.exists() else "nothing was written"
+        raise OSError(
+            f"cannot save checkpoint {path}: {error.strerror or error}; {had}; free space or choose another "
+            "disk with --trainer.default_root_dir, then go on with --resume"
+        ) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+class _Recorded:
+    """A binary file that remembers its first OSError: torch's writer wraps or drops what `write` raises."""
+
+    def __init__(self, file):
+        self.file, self.error = file, None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.file.close()
+
+    def write(self, data) -> int:
+        if self.error is None:
+            try:
+                return self.file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)  # a write after the failed one: swallowed, the file is thrown away
+
+    def flush(self) -> None:
+        if self.error is None:
+            try:
+                self.file.flush()
+            except OSError as error:
+                self.error = error
+
+    def write_with(self, action) -> None:
+        action()
+        self.flush()
+        if self.error is not None:
+            raise self.error
+
+    def sync(self) -> None:
+        os.fsync(self.file.fileno())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- reading
+
+
+def read(path: str | os.PathLike, *, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """The content of a .ckpt/.pth (no code is run: `weights_only`) or .safetensors file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}" + ("; it is a folder" if path.is_dir() else ""))
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # "protocol 4": such a file fails all the same
+            content = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what torch's reader makes of a zip file whose end is gone
+            raise
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
+    except UNREADABLE as error:
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not a dict of tensors; it is no checkpoint")
+    return content
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    code = named[1] if named else next(_names_in_pickle(path), None)
+    if code:
+        return (
+            f"holds code or objects ({code}), not only tensors and plain values, so it was not loaded; ask for a "
+            ".safetensors or a file that torch.load(weights_only=True) reads"
+        )
+    return f"is no checkpoint, or a damaged one ({path.stat().st_size:,} bytes); use another copy"
+
+
+def _names_in_pickle(path: Path) -> Iterator[str]:
+    """What a bare pickle would import, found without running it (protocol 4 names it by two strings)."""
+    strings: list[str] = []
+    with path.open("rb") as file, contextlib.suppress(ValueError, UnicodeDecodeError):
+        for operation, argument, _ in pickletools.genops(file):
+            if operation.name == "GLOBAL":
+                yield argument.replace(" ", ".")
+            elif operation.name == "STACK_GLOBAL":
+                yield ".".join(strings[-2:])
+            elif isinstance(argument, str):
+                strings.append(argument)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            content: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+            if "patchloom" in (file.metadata() or {}):
+                content["patchloom"] = json.loads(file.metadata()["patchloom"])
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
+    return content
+
+
+def check_state(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: str | os.PathLike) -> None:
+    """Raises one line that names the first tensor of each kind that is missing, extra or of another shape."""
+    shaped = [
+        f"{name} has shape {tuple(state[name].shape)} where the model has {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    missing = [name for name in own if name not in state]
+    extra = [name for name in state if name not in own]
+    faults = [_count(shaped, "wrongly shaped"), _count(missing, "missing"), _count(extra, "unknown to the model")]
+    if any(faults):
+        raise CheckpointError(
+            f"{source}: {'; '.join(filter(None, faults))}; use a checkpoint of this very model, or the "
+            "settings that it was trained with"
+        )
+
+
+def _count(names: list[str], what: str) -> str:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"tensor{'s' if len(names) > 1 else ''} {what}: {', '.join(names[:2])}{more}" if names else ""
+
+
+# ---- models
+
+
+def find(spec: str | os.PathLike) -> Path | None:
+    """The checkpoint file that `spec` means: a file, or best.ckpt, else last.ckpt, of a run folder; None for a model's
+    name.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        for name in ("best.ckpt", "last.ckpt"):
+            if (path / name).is_file():
+                return path / name
+        runs = sorted(path.glob("*/*.ckpt"))
+        hint = f"; did you mean {runs[-1].parent}?" if runs else "; train first: patchloom fit -c RECIPE"
+        raise FileNotFoundError(f"no best.ckpt or last.ckpt in folder {path}{hint}")
+    if path.is_file():
+        return path
+    if path.suffix in (".ckpt", ".pth", ".pt", ".safetensors", ".bin") or "/" in str(spec).removeprefix("timm:"):
+        raise FileNotFoundError(f"no file or run folder {path}")
+    return None
+
+
+def model_state(content: Mapping[str, Any], *, ema: bool = True) -> dict[str, Tensor]:
+    """The network's tensors under its own names: the averaged ones where the checkpoint has them and `ema` asks for
+    them.
+    """
+    state = content["state_dict"]
+    for prefix in EMA_PREFIXES if ema else ():
+        found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        if found:
+            return found
+    found = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    return found or dict(state)
+
+
+def load_model(spec: str, *, ema: bool = True) -> tuple[nn.Module, list[str], dict[str, Any]]:
+    """(model in evaluation mode, class names, preprocessing) of `spec`: a name, name.tag, timm:…, a file or a run
+    folder.
+
+    A bare weights file says nothing of its model: NAME=FILE, e.g. swin_tiny=swin_tiny_patch4_window7_224.pth.
+    """
+    name, _, file = str(spec).partition("=")
+    path = None if file else find(spec)
+    if path is None:
+        model = zoo.create_model(name, checkpoint_path=file) if file else zoo.create_model(name, pretrained=True)
+        return model.eval(), published_classes(model.num_classes), preprocessing_of(model)
+    content = read(path)
+    if "patchloom" not in content:
+        raise CheckpointError(
+            f"{path}: holds weights but does not say of which model; write NAME={path}, with NAME one of "
+            "patchloom models"
+        )
+    head = content["patchloom"]
+    if not isinstance(head, dict) or head.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: is of format {dict(head).get('format')!r}, this patchloom reads {FORMAT}")
+    model = zoo.rebuild(head["model"])
+    state = model_state(content, ema=ema)
+    check_state(model.state_dict(), state, path)
+    model.load_state_dict(state)
+    return model.eval(), list(head["classes"]), dict(head["preprocessing"])
+
+
+def preprocessing_of(model: nn.Module) -> dict[str, Any]:
+    """The part of timm's `default_cfg` that says how an image becomes the model's input."""
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
+    return {key: model.default_cfg[key] for key in keys if key in model.default_cfg}
+
+
+def published_classes(count: int) -> list[str]:
+    """ImageNet's names, in the order of the logits, for 1,000, 11,821, 21,841 or 21,843 classes; numbers for others."""
+    subset = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}.get(count)
+    if subset is None:
+        return [str(i) for i in range(count)]
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(i) for i in range(count)]

@@ -1,0 +1,193 @@
+"""The front door: finds the command on the line, imports only its module, and turns errors into one line and a status.
+
+A command module has `add_arguments(parser)` and `run(args) -> int`; it imports torch inside `run`, so that `--help`
+stays quick. One that sets `PASS_ON = True` gets what its parser doesn't know as `args.rest` (LightningCLI reads it).
+"""
+
+import argparse
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": (".fit", "train from a recipe or a YAML file; --resume continues a run"),
+    "validate": (".fit", "metrics of a recipe or a saved run on its validation images"),
+    "test": (".fit", "metrics of a recipe or a saved run on its test images"),
+    "predict": (".predict", "the five likeliest classes of image files or folders"),
+    "recipes": (".recipes", "the packaged recipes, with what to expect of each"),
+    "models": (".models", "names, parameters, MACs, input size and weights"),
+    "weights": (".weights", "list, get or check published checkpoints"),
+    "features": (".features", "embeddings to a file; k-nearest-neighbour and linear accuracy"),
+    "eval": (".evaluate", "official metrics on an official layout, e.g. eval imagenet"),
+    "bench": (".bench", "images/s, memory and MACs of a model, alone or against another"),
+}
+SUCCESS, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+EXTRAS = {
+    "lightning": "train",
+    "jsonargparse": "train",
+    "torchmetrics": "train",
+    "torchdata": "train",
+    "rich": "train",
+    "matplotlib": "train",
+    "tensorboard": "train",
+    "sklearn": "train",
+    "transformers": "multimodal",
+    "gradio": "demo",
+}
+
+
+class UsageError(Exception):
+    """The line cannot be understood: one line, status 2."""
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: unwinds like KeyboardInterrupt, so that temporary files are removed; status 143."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with near names where an option is misspelt."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args=None, namespace=None):
+        args, rest = self.parse_known_args(args, namespace)
+        if rest:
+            word = rest[0]
+            known = [name for name in options(self) if name.startswith("-") == word.startswith("-")]
+            self.error(f"unrecognized argument {word!r}{near(word.partition('=')[0], known)}")
+        return args
+
+
+def options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Every option of `parser` and of the parsers below it."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from options(child)
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """`; did you mean a, b?`, or nothing where no known name is near."""
+    names = difflib.get_close_matches(word, list(known), n=3, cutoff=0.55)
+    return f"; did you mean {', '.join(names)}?" if names else ""
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        f"usage: patchloom COMMAND …          patchloom COMMAND --help tells more\n\n{rows}\n\n"
+        "  --offline    open no socket: only what is in the cache or named as a file\n"
+        "  --traceback  show where an error came from\n"
+        "  --version    print the version\n\n"
+        "first steps: patchloom recipes · patchloom fit -c shapes/cct · patchloom predict RUN image.jpg"
+    )
+
+
+def find_command(line: Sequence[str]) -> int:
+    """Index of the command: the first word that is neither an option nor an option's value (`-c recipe fit` is `fit -c
+    recipe`).
+    """
+    for i, word in enumerate(line):
+        before = line[i - 1] if i else ""
+        if not word.startswith("-") and not (before.startswith("-") and "=" not in before):
+            return i
+    raise UsageError(f"no command; choose from {', '.join(COMMANDS)}")
+
+
+def take(line: list[str], flag: str) -> bool:
+    """Removes `flag` from the line (up to `--`), says whether it was there."""
+    end = line.index("--") if "--" in line else len(line)
+    found = flag in line[:end]
+    line[:end] = [word for word in line[:end] if word != flag]
+    return found
+
+
+def dispatch(line: list[str]) -> int:
+    if not line or line[0] in ("-h", "--help", "help"):
+        print(usage())
+        return SUCCESS if line else USAGE
+    if line[0] == "--version":
+        from .. import __version__
+
+        print(f"patchloom {__version__}")
+        return SUCCESS
+    command = line.pop(find_command(line))
+    if command not in COMMANDS:
+        raise UsageError(
+            f"unknown command {command!r}{near(command, COMMANDS) or '; choose from ' + ', '.join(COMMANDS)}"
+        )
+    name, text = COMMANDS[command]
+    module = import_module(name, __package__)
+    parser = Parser(prog=f"patchloom {command}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(command=command)
+    module.add_arguments(parser)
+    if getattr(module, "PASS_ON", False):
+        args, args.rest = parser.parse_known_args(line)
+    else:
+        args = parser.parse_args(line)
+    return module.run(args)
+
+
+def describe(error: BaseException) -> str | None:
+    """One line for an error that was raised on purpose; None for a bug, which keeps its traceback."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        return extra and f"this needs {error.name}, which is not installed: pip install 'patchloom[{extra}]'"
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    elif isinstance(error, (ValueError, OSError)) or type(error).__module__.startswith("patchloom."):
+        text = str(error) or type(error).__name__
+    else:
+        return None
+    return " ".join(text.split())
+
+
+def on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one kills at once
+    raise Terminated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line. Status: 0 success, 1 failure, 2 usage, 130 Ctrl-C, 143 SIGTERM."""
+    line = list(sys.argv[1:] if argv is None else argv)
+    traceback = take(line, "--traceback")
+    if take(line, "--offline"):
+        os.environ["HF_HUB_OFFLINE"] = "1"  # of this process; huggingface_hub and vision/download.py read it
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        return dispatch(line)
+    except BrokenPipeError:  # `patchloom models | head`: nobody reads on, and the interpreter must not try to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except UsageError as error:
+        print(f"patchloom: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("patchloom: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Terminated:
+        print("patchloom: terminated", file=sys.stderr)
+        return TERMINATED
+    except Exception as error:
+        text = describe(error)
+        if traceback or text is None:
+            raise
+        print(f"patchloom: error: {text}", file=sys.stderr)
+        return FAILURE
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""A model that can judge images: found by name or checkpoint, with its own preprocessing and classes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a command module that imports this answers --help: torch comes in with `load`
+    import torch
+    from torch import Tensor, nn
+
+    from ..data.read import UnreadableImage
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model in evaluation mode with what an image needs to get an answer from it."""
+
+    spec: str
+    model: "nn.Module"
+    classes: list[str]
+    preprocessing: dict[str, Any]  # timm's words: input_size, mean, std, interpolation, crop_pct, crop_mode
+    device: "torch.device"
+
+    def outputs(
+        self, files: Sequence[Path], *, batch: int, workers: int = 0, on_error: str = "stop",
+        pre_logits: bool = False, title: str = "",
+    ) -> "Iterator[tuple[list[int], Tensor]]":  # fmt: skip
+        """Yields (indices into `files`, logits (B classes) or embeddings (B C), float32 on the CPU); shows progress.
+
+        An unreadable image ends it with an error that names the file, or is left out and counted at the end (`skip`).
+        """
+        import torch
+        from torch.utils.data import DataLoader
+        from tqdm import tqdm
+
+        from ..data.read import UnreadableImage
+        from ..data.transforms import evaluation_transform
+
+        images = Images(files, evaluation_transform(self.preprocessing))
+        workers = workers if len(files) > 2 * batch else 0  # starting them costs more than they save
+        loader = DataLoader(images, batch, num_workers=workers, collate_fn=list)
+        skipped = 0
+        self.model.eval()
+        with tqdm(total=len(files), unit="img", desc=title or None, disable=None, file=sys.stderr) as bar:
+            for samples in loader:
+                faults = [x for _, x in samples if isinstance(x, UnreadableImage)]
+                if faults and on_error == "stop":
+                    raise UnreadableImage(faults[0].file, f"{faults[0].reason} (--on-error skip leaves such files out)")
+                skipped += len(faults)
+                bar.update(len(samples))
+                kept = [(i, x) for i, x in samples if not isinstance(x, UnreadableImage)]
+                if kept:
+                    x = torch.stack([x for _, x in kept]).to(self.device)
+                    with torch.inference_mode():
+                        y = self.embed(x) if pre_logits else self.model(x)
+                    yield [i for i, _ in kept], y.float().cpu()
+        if skipped:
+            print(f"{skipped} of {len(files)} images could not be read and were left out", file=sys.stderr)
+        if skipped == len(files):
+            raise ValueError(f"none of the {len(files)} images could be read; the first: {images[0][1]}")
+
+    def embed(self, image: "Tensor") -> "Tensor":
+        """What the classifier's last layer sees, (B C)."""
+        return self.model.forward_head(self.model.forward_features(image), pre_logits=True)
+
+
+class Images:
+    """A map-style data set: i -> (i, the prepared image (3 H W), or the error of a file that cannot be read)."""
+
+    def __init__(self, files: Sequence[Path], transform: "Callable[[Any], Tensor]"):
+        self.files, self.transform = files, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> "tuple[int, Tensor | UnreadableImage]":
+        from ..data.read import UnreadableImage, read_image
+
+        try:  # an exception would leave a worker process as many lines
+            image = read_image(self.files[i])
+        except UnreadableImage as error:
+            return i, error
+        return i, self.transform(image)
+
+
+def load(
+    spec: str, *, random_weights: bool = False, size: tuple[int, int] | None = None, device: str = "auto"
+) -> Judge:
+    """The judge that `spec` names: a model's name, timm:…, NAME=FILE, a checkpoint or a run folder."""
+    from ..vision import zoo
+    from . import checkpoint
+
+    target = choose_device(device)
+    if random_weights:
+        if "=" in spec or checkpoint.find(spec) is not None:
+            raise ValueError(f"--random-weights with {spec}: it has weights of its own; leave the option out")
+        model = zoo.create_model(spec).eval()
+        classes, preprocessing = checkpoint.published_classes(model.num_classes), checkpoint.preprocessing_of(model)
+        print(f"warning: {spec} has random weights here: what it says means nothing", file=sys.stderr)
+    else:
+        refuse_untrained(spec)
+        model, classes, preprocessing = checkpoint.load_model(spec)
+    if size is not None:
+        model.set_input_size(size)
+        preprocessing = {**preprocessing, "input_size": (preprocessing["input_size"][0], *size)}
+    return Judge(spec, model.to(target), classes, preprocessing, target)
+
+
+def refuse_untrained(spec: str) -> None:
+    """Raises for one of our names that has no published weights (timm's names are judged where they're loaded)."""
+    from ..vision import zoo
+    from . import checkpoint
+
+    if "=" in spec or spec.startswith("timm:") or checkpoint.find(spec) is not None:
+        return
+    if zoo.resolve(spec).default is None:
+        raise ValueError(
+            f"{spec} has no published weights, and what an untrained network predicts means nothing; name a run or "
+            f"checkpoint, {spec}=FILE, or one of patchloom models --pretrained (--random-weights tries it all the same)"
+        )
+
+
+def choose_device(name: str) -> "torch.device":
+    """auto: the GPU where there is one. Raises where `name` isn't there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()):
+        raise ValueError(f"--device {name}: it is auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= count:
+        have = f"there are {count} GPUs" if count else "torch sees no GPU here"
+        raise ValueError(f"--device {name}: {have}; use --device cpu")
+    return torch.device(name)
+
+
+def find_images(*paths: str | os.PathLike[str]) -> list[Path]:
+    """The image files among `paths`, folders searched to the bottom in sorted order. Raises for a path without any."""
+    from ..data.folders import Files
+
+    return [Path(file) for file in Files([Path(path) for path in paths]).files]
+
+
+# ---- options on the command line
+
+
+def add_judging(parser: argparse.ArgumentParser, *, batch: int) -> None:
+    """The options of every command that lets a model judge images."""
+    parser.add_argument("--size", type=image_size, metavar="N|HxW", help="input size, instead of the model's own")
+    parser.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"images at a time ({batch})")
+    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read images (2)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable image (stop)"
+    )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="let an untrained network answer: to try the plumbing"
+    )
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def image_size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return positive(height), positive(width or height)
