@@ -1,4 +1,5 @@
 """patchloom: vision and multimodal backbones with shared kernels, plugins, adapters and heads."""
+
 from importlib import import_module
 from typing import Any
 

@@ -1,4 +1,5 @@
 """Every variant in a tiny form: its own stem, blocks, mixers and head, a few channels wide and two blocks deep."""
+
 from dataclasses import fields, is_dataclass, replace
 
 from patchloom.vision.model import Classifier, Pyramid
@@ -39,7 +40,7 @@ def tiny_pyramid(name: str, dense: bool = False) -> Pyramid:
 
 
 def distinct() -> list[str]:
-    """One name for each different tiny network: variants that differ in width, depth or classes only are the same here."""
+    """One name for each different tiny network: variants that differ in width, depth or classes only are one here."""
     seen: dict[Network, str] = {}
     for name, network in VARIANTS.items():
         seen.setdefault(replace(tiny(network), classes=0, size=(0, 0), drop_path=0.0), name)
