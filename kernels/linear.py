@@ -33,9 +33,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool 
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
-    """`reference` of `eager_float32` tensors without a gradient. Many tokens of few channels go through oneDNN's 1x1
-    convolution, which is faster there than its matrix product."""
-    if not (torch.backends.mkldnn.enabled and _available()):
+    """`reference` of eager float32 or bfloat16 tensors on a CPU, without a gradient. Many tokens of few channels go
+    through oneDNN's 1x1 convolution, which is faster there than its matrix product; bfloat16 through what torch takes,
+    which is oneDNN too, but for the GELU."""
+    if not (torch.backends.mkldnn.enabled and _available(x.dtype)) or (x.dtype is torch.bfloat16 and not gelu):
         return reference(x, weight, bias, gelu=gelu)
     (n, k), rows = weight.shape, x.numel() // weight.shape[1]
     if gelu or rows < NARROW_ROWS or k > NARROW_CHANNELS:
@@ -44,11 +45,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
     return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], n)
 
 
-def eager_float32(*tensors: Tensor) -> bool:
-    """Whether these are float32 on a CPU and nothing records, casts or transforms operators: where a short form that is
-    made of operators of its own may stand in for the plain one."""
+def eager(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Whether these have `dtype` on a CPU and nothing records, casts or transforms operators: where a short form of
+    operators of its own may stand in for the plain one."""
     return (
-        all(t.dtype is torch.float32 and t.device.type == "cpu" for t in tensors)
+        all(t.dtype is dtype and t.device.type == "cpu" for t in tensors)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and torch._C._len_torch_dispatch_stack() == 0
@@ -57,20 +58,26 @@ def eager_float32(*tensors: Tensor) -> bool:
     )
 
 
-_probed: list[bool] = []
+def eager_float32(*tensors: Tensor) -> bool:
+    return eager(torch.float32, *tensors)
 
 
-def _available() -> bool:
-    """Whether this torch has the operator and it computes what `reference` does (probed once, at first use)."""
-    if not _probed:
-        _probed.append(False)
-        built = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        if built and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            with torch.no_grad():
-                x, w, b = (torch.linspace(-1, 1, n).reshape(s) for n, s in ((6, (2, 3)), (12, (4, 3)), (4, (4,))))
-                same = torch.allclose(_onednn(x, w, b, True), reference(x, w, b, gelu=True), atol=1e-6)
-                _probed[0] = same and torch.allclose(_onednn(x, w, None, False), x @ w.t(), atol=1e-6)
-    return _probed[0]
+_probed: dict[torch.dtype, bool] = {}
+
+
+def _available(dtype: torch.dtype) -> bool:
+    """Whether this torch has the operator and it computes what `reference` does (probed once a type, at first use)."""
+    if dtype not in _probed:
+        _probed[dtype] = False
+        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
+            with torch.inference_mode(False), torch.no_grad():
+                x, w, b = (
+                    torch.linspace(-1, 1, n, dtype=dtype).reshape(s) for n, s in ((6, (2, 3)), (12, (4, 3)), (4, (4,)))
+                )
+                far = 1e-6 if dtype is torch.float32 else 1e-2
+                same = torch.allclose(_onednn(x, w, b, True), reference(x, w, b, gelu=True), atol=far)
+                _probed[dtype] = same and torch.allclose(_onednn(x, w, None, False), x @ w.t(), atol=far)
+    return _probed[dtype]
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear import eager_float32, product
+from .linear import eager, eager_float32, product
 from .star_relu import star_relu
 
-SLICE = 2 * 1024 * 1024  # numbers of hidden activations at a time: 8 MB
+SLICE = 4 * 1024 * 1024  # numbers of hidden activations at a time: 16 MB in float32
 
 Star = tuple[Tensor, Tensor]  # StarReLU's scale and bias; None stands for the exact GELU
 
@@ -32,12 +32,13 @@ def reference(x: Tensor, first: Layer, last: Layer, star: Star | None = None, ga
 
 
 def mlp(x: Tensor, first: Layer, last: Layer, star: Star | None = None, gamma: Tensor | None = None) -> Tensor:
-    """`reference`, in slices on a CPU in float32 where nothing records operators."""
+    """`reference`, in slices on a CPU where nothing records operators: in float32, without a graph in bfloat16 too."""
     (w1, b1), (w2, b2), (s, b) = first, last, (None, None) if star is None else star
-    if not eager_float32(x, w1, w2) or not x.numel():
-        return reference(x, first, last, star, gamma)
     tensors = (x, w1, b1, w2, b2, s, b, gamma)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    graph = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if not (eager_float32(x, w1, w2) or (not graph and eager(torch.bfloat16, x, w1, w2))) or not x.numel():
+        return reference(x, first, last, star, gamma)
+    if graph:
         return _Mlp.apply(*tensors)  # type: ignore[no-any-return]
     if gamma is not None:
         w2, b2 = scaled(w2, b2, gamma)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .attend import attend, current
-from .linear import eager_float32
+from .linear import eager, eager_float32
 
 Grid = tuple[int, int, int, int, int]  # windows down and across, window size, heads, channels of a head
 
@@ -29,13 +29,16 @@ def reference(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
 
 
 def attend_windows(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
-    """`reference`, by the short way on a CPU in float32 unless a back end is chosen or operators are recorded."""
-    if not eager_float32(qkv, bias) or current() != "auto":
+    """`reference`, by the short way on a CPU (in float32, or in bfloat16 without a graph) unless a back end was chosen
+    or operators are being recorded."""
+    graph = torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad)
+    half = not graph and eager(torch.bfloat16, qkv, bias)
+    if not (half or eager_float32(qkv, bias)) or current() != "auto":
         return reference(qkv, bias, heads, size)
-    if torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad):
+    if graph:
         return _Windows.apply(qkv, bias, heads, size)  # type: ignore[no-any-return]
     grid = (qkv.shape[1] // size, qkv.shape[2] // size, size, heads, qkv.shape[3] // (3 * heads))
-    return _merge(_forward(_split(qkv, grid), bias)[0], grid)
+    return _merge(_half(qkv, bias, grid) if half else _forward(_split(qkv, grid), bias)[0], grid)
 
 
 def windows(m: Tensor, s: int) -> Tensor:
@@ -51,7 +54,7 @@ def unwindow(x: Tensor, h: int, w: int, s: int) -> Tensor:
 
 def roll(m: Tensor, by: int) -> Tensor:
     """m (B H W C) rolled by `by` rows and columns, in one copy (torch.roll takes one a side)."""
-    if not eager_float32(m) or not by:
+    if not (eager_float32(m) or eager(torch.bfloat16, m)) or not by:
         return m.roll((by, by), (1, 2)) if by else m
     if torch.is_grad_enabled() and m.requires_grad:
         return _Roll.apply(m, by)  # type: ignore[no-any-return]
@@ -92,6 +95,18 @@ def _merge(y: Tensor, grid: Grid) -> Tensor:
     k = 3 if y.ndim == 4 else 1
     m = y.view(k, -1, down, across, heads, s, s, d).permute(1, 2, 5, 3, 6, 0, 4, 7)
     return m.reshape(-1, down * s, across * s, k * heads * d)
+
+
+def _half(qkv: Tensor, bias: Tensor, grid: Grid) -> Tensor:
+    """`_forward` of bfloat16: scores and softmax in float32, the weights rounded for the second product."""
+    down, across, n, heads, d = grid
+    m = qkv.view(-1, down, n, across, n, 3, heads, d).permute(5, 0, 1, 3, 6, 2, 4, 7)
+    both = torch.empty_like(m[:2], dtype=torch.float32, memory_format=torch.contiguous_format).copy_(m[:2])
+    q, k = both.view(2, -1, n * n, d).unbind(0)
+    score = q.new_empty(q.shape[0], n * n, n * n)
+    score.view(-1, *bias.shape).copy_(bias)
+    score.baddbmm_(q, k.mT, alpha=d**-0.5)
+    return torch.bmm(torch.softmax(score, -1, out=score).to(qkv.dtype), m[2].reshape(-1, n * n, d))
 
 
 def _forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

@@ -345,7 +345,7 @@ def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None
 
 
 def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str, Any]:
-    """How images are prepared for a model that has no published weights: ImageNet's mean and deviation, bicubic."""
+    """How images are prepared for a model that has no published weights: ImageNet's mean and deviation, bicubic, nothing cut off."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     classifier: Any = "head.fc2" if model.spec.hidden else "head"
     if model.spec.pool == "distilled":
@@ -354,7 +354,7 @@ def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str,
     return {
         "url": "", "architecture": "", "tag": "", "license": None, "num_classes": model.num_classes,
         "input_size": (model.in_chans, *size), "pool_size": pool_size(model.backbone, size), "fixed_input_size": False,
-        "crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic",
+        "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic",
         "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
         "first_conv": "backbone.stem." + next(n for n, m in stem.named_modules() if isinstance(m, nn.Conv2d)),
         "classifier": classifier,

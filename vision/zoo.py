@@ -3,10 +3,8 @@
 import difflib
 import fnmatch
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +15,7 @@ from .backbone import Backbone
 from .families import FAMILIES
 from .model import Classifier, Head, Pyramid, pool_size
 from .network import Network
+from .parts import path_of, plain, unplain
 from .published import Weights
 from .stem import ConvTokenizer, Patchify
 from .weights import load_published, published
@@ -334,36 +333,6 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
     if not isinstance(model, Classifier):
         raise ValueError(f"{description.get('class_path')} is no Classifier")
     return model
-
-
-def path_of(kind: type) -> str:
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
-def plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {
-            "class_path": path_of(type(value)),
-            "init_args": {f.name: plain(getattr(value, f.name)) for f in fields(value)},
-        }
-    return [plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
-def unplain(value: Any) -> Any:
-    """The inverse of `plain`. Classes come from this package or from modules that are imported already: a checkpoint
-    cannot make us import anything else."""
-    if isinstance(value, list):
-        return tuple(unplain(v) for v in value)
-    if not isinstance(value, Mapping):
-        return value
-    module, _, kind = value["class_path"].rpartition(".")
-    package = __name__.partition(".")[0]
-    if module not in sys.modules and not module.startswith(package + "."):
-        raise ValueError(f"the model is made of {value['class_path']}: import {module} before you load it")
-    found = getattr(import_module(module), kind, None)
-    if not isinstance(found, type) or not (is_dataclass(found) or found in (Backbone, Classifier)):
-        raise ValueError(f"{value['class_path']} is no part of a model")
-    return found(**{k: unplain(v) for k, v in value["init_args"].items()})
 
 
 @dataclass(frozen=True)
