@@ -65,9 +65,9 @@ class Backbone(nn.Module):
     @property
     def taps(self) -> list[tuple[int, int]]:
         """(stage, block) after which features may be taken: the end of each stage, or of each block where there is one
-        stage only."""
+        stage only. Block -1 is the stem, which counts where there would be fewer than three."""
         if len(self.specs) == 1:
-            return [(0, j) for j in range(self.specs[0].depth)]
+            return [(0, j) for j in range(-1 if self.specs[0].depth < 3 else 0, self.specs[0].depth)]
         return [(i, s.depth - 1) for i, s in enumerate(self.specs)]
 
     def forward(self, image: Tensor) -> list[Tokens]:
@@ -85,6 +85,8 @@ class Backbone(nn.Module):
         than they need."""
         self.check(image)
         t, taken = cast(Tokens, self.stem(image)), []
+        if (0, -1) in wanted:
+            taken.append(t)
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, StageBlocks)
             t = stage.down(t)

@@ -69,7 +69,11 @@ class FeatureInfo(list[dict[str, Any]]):
 def feature_rows(backbone: Backbone, prefix: str) -> list[dict[str, Any]]:
     """A row for each place where `backbone` can show a map."""
     return [
-        {"num_chs": backbone.channels[i], "reduction": backbone.strides[i], "module": f"{prefix}stages.{i}.blocks.{j}"}
+        {
+            "num_chs": backbone.channels[i],
+            "reduction": backbone.strides[i],
+            "module": f"{prefix}stages.{i}.blocks.{j}" if j >= 0 else f"{prefix}stem",
+        }
         for i, j in backbone.taps
     ]
 
@@ -345,7 +349,7 @@ def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None
 
 
 def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str, Any]:
-    """How images are prepared for a model that has no published weights: ImageNet's mean and deviation, bicubic, nothing cut off."""
+    """How images are prepared for a model without published weights: ImageNet's mean and deviation, nothing cut off."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     classifier: Any = "head.fc2" if model.spec.hidden else "head"
     if model.spec.pool == "distilled":

@@ -30,6 +30,7 @@ class Rules:
     head leaves out as well.
 
     `flatten`: weights of 1x1 convolutions, theirs, that are linear layers here.
+    `ones`: scales of ours that are 1 where a file has none of them.
     `check`: buffers that can be computed: dropped, but first compared with what it gives, where it gives something.
     """
 
@@ -37,6 +38,7 @@ class Rules:
     drop: tuple[str, ...] = ()
     pyramid: tuple[str, ...] = ()
     flatten: tuple[str, ...] = ()
+    ones: tuple[str, ...] = ()
     dense: tuple[tuple[str, str], ...] = ()  # norms per stage, only in the detection form
     check: Callable[[str, Tensor, "Classifier | Pyramid"], Tensor | None] | None = field(default=None, compare=False)
 

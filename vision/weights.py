@@ -77,9 +77,16 @@ class Attempt:
         self.unknown = 0
         for name, value in state.items():
             self.place(name, value, fresh_head)
+        self.leave_at_one()
         self.report.fresh = [n for n in self.own if n not in self.filled]
         missing = [n for n in self.report.fresh if not self.may_be_fresh(n, fresh_head)]
         self.problems += [f"nothing fills {n} {tuple(self.own[n].shape)}" for n in missing]
+
+    def leave_at_one(self) -> None:
+        """Scales that a file may lack altogether."""
+        wanted = [n for n in self.own if self.rules is not None and matches(self.rules.ones, n)]
+        if not any(n in self.filled for n in wanted):
+            self.filled |= {n: torch.ones_like(self.own[n]) for n in wanted}
 
     def place(self, name: str, value: Tensor, fresh_head: bool) -> None:
         if self.rules is not None and matches(self.rules.drop, name):

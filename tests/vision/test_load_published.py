@@ -157,3 +157,12 @@ def test_other_channels_and_classes(tmp_path, channels):
     torch.save(create_model("cct_2_3x2_32").state_dict(), path)
     model = create_model("cct_2_3x2_32", in_chans=channels, checkpoint_path=path)
     assert model(torch.zeros(1, channels, 32, 32)).shape == (1, 10)
+
+
+def test_layer_scales_that_a_file_lacks_altogether_are_one():
+    model = create_model("convnext_tiny")
+    state = {k: v for k, v in state_of("convnext_tiny").items() if not k.endswith("gamma")}
+    load_published(model, state)
+    assert all((b.add.gamma == 1).all() for s in model.backbone.stages for b in s.blocks)
+    one = {k: v for k, v in state_of("convnext_tiny").items() if k != "stages.0.blocks.0.gamma"}
+    unchanged(model, one, r"nothing fills backbone\.stages\.0\.blocks\.0\.add\.gamma")

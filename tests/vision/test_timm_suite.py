@@ -30,7 +30,7 @@ SMALLEST = (
     "convnext_isotropic_small",
     "vit_lite_7_4_32",
     "cvt_7_4_32",
-    "cct_4_3x2_32",
+    "cct_2_3x2_32",
 )
 
 
@@ -94,8 +94,7 @@ def applies(part: str, name: str) -> bool:
     """timm's choice where it is by names; where it is by timm's modules, which lack some of ours, all take part."""
     if part.startswith("default_cfg"):
         return name.startswith(GIVE_TOKENS) == (part == "default_cfg, tokens")
-    two_blocks = "_2_" in name  # CCT-2, CVT-2, ViT-Lite-2 have two blocks, so no three maps, which these parts ask for
-    return not (two_blocks and part in ("features", "intermediates"))
+    return True
 
 
 def cases(names: Sequence[str]) -> list[tuple[str, str]]:

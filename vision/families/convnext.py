@@ -72,6 +72,7 @@ def block(theirs: str, dwconv: str, fc1: str, fc2: str, ours: str, at: int) -> t
     )
 
 
+GAMMAS = (r"backbone\.stages\.\d+\.blocks\.\d+\.add\.gamma",)  # no layer scale: no gamma in the file
 NAMES = ("dwconv", "pwconv1", "pwconv2")
 RULES = {
     "published": Rules(
@@ -87,6 +88,7 @@ RULES = {
             (r"head\.(weight|bias)", r"head.\1"),
         ),
         pyramid=(r"norm\..*", r"head\..*"),
+        ones=GAMMAS,
         dense=((r"norm([0-3])\.(weight|bias)", r"norms.\1.\2"),),
     ),
     "timm": Rules(
@@ -100,5 +102,6 @@ RULES = {
             (r"head\.fc\.(weight|bias)", r"head.\1"),
         ),
         pyramid=(r"head\..*",),
+        ones=GAMMAS,
     ),
 }
