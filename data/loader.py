@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -95,8 +96,12 @@ def as_is(batch: Any) -> Any:
 def leave_inherited_alone(worker: int) -> None:
     """First act of a worker process: what it inherited is the parent's to collect. Were the worker to collect, say, the
     loader of an earlier run that failed, it would wait at its own end for processes that are not its children.
+
+    The inherited answer to SIGTERM is put back over torch's, which lets a worker die of a signal to the whole process
+    group while its parent still wants to finish the step and save.
     """
     gc.freeze()
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
 
 
 class Loader:

@@ -248,3 +248,12 @@ def attend(
             return F.scaled_dot_product_attention(q, k, v, None, dropout, scale=scale)
         return sdpa(q, k, v, bias, causal=causal, scale=scale, dropout=dropout)
     return BACKENDS[resolve(name, q)](q, k, v, bias, causal=causal, scale=scale, dropout=dropout)
+
+
+def __getattr__(name: str) -> Callable[..., Tensor]:
+    """`attend_packed` is one of this file's doors; its forms stand in packed.py, which imports this file."""
+    if name == "attend_packed":
+        from .packed import attend_packed
+
+        return attend_packed
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -292,9 +292,9 @@ def load_model(spec: str, *, ema: bool = True) -> tuple[nn.Module, list[str], di
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise CheckpointError(f"{path}: is of format {dict(head).get('format')!r}, this patchloom reads {FORMAT}")
     model = zoo.rebuild(head["model"])
-    state = model_state(content, ema=ema)
-    check_state(model.state_dict(), state, path)
-    model.load_state_dict(state)
+    for averaged in {ema, False}:  # both halves must be whole, whichever is taken
+        check_state(model.state_dict(), model_state(content, ema=averaged), path)
+    model.load_state_dict(model_state(content, ema=ema))
     return model.eval(), list(head["classes"]), dict(head["preprocessing"])
 
 

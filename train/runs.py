@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -33,6 +34,12 @@ def run_of(path: str | os.PathLike[str]) -> Path | None:
     path = Path(path)
     folder = path if path.is_dir() else path.parent
     return folder if (folder / "config.yaml").is_file() else None
+
+
+def drop_if_empty(folder: Path) -> None:
+    """Takes away the folder of a run that ended before it had made a checkpoint or a metric."""
+    if folder.is_dir() and not any(folder.glob("*.ckpt")) and not (folder / "metrics.csv").is_file():
+        shutil.rmtree(folder)
 
 
 class MetricsFile(Logger):

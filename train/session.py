@@ -22,7 +22,7 @@ from .ema import Ema
 from .judged import Judged
 from .keys import find_fault, parameters, read_yaml, tidy
 from .recipes import find_recipe, recipe_name
-from .runs import new_run, run_of
+from .runs import drop_if_empty, new_run, run_of
 from .words import in_words, numbers, pairs, split_words
 
 PUBLISHED = ("cifar-10-batches-py", "cifar-100-python", "raw")  # torchvision's files, which are no class folders
@@ -138,6 +138,9 @@ class Session:
                     file=sys.stderr,
                 )
             raise
+        finally:
+            if path is None and cli.trainer.is_global_zero:
+                drop_if_empty(cli.folder)
 
     def _after_fit(self, cli: Cli) -> int:
         """Test (or validate) the best checkpoint, draw its answers, say where everything is."""

@@ -117,6 +117,10 @@ def create_model(
     if options:
         raise TypeError(f"create_model({name!r}) got an unexpected argument {next(iter(options))!r}")
     found = resolve(name)
+    if in_chans < 1:
+        raise ValueError(f"in_chans {in_chans}: an image has at least 1 channel")
+    if drop_path_rate is not None and not 0 <= drop_path_rate <= 1:
+        raise ValueError(f"drop_path_rate {drop_path_rate} is no probability")
     if adapter is not None:
         raise ValueError(f"adapter {adapter!r}: there are no adapters yet")
     if feature_cls not in (None, "getter"):

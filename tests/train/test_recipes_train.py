@@ -142,9 +142,9 @@ def test_a_recipe_trains_a_step(name, photographs, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "place"),
     [
-        ("heads: 3, size: 4", "heads: 3, windw: 3", "windw"),
+        ("heads: 3, size: 3", "heads: 3, windw: 3", "windw"),
         ("dim: 96, depth", "dim: 96, dept", "dept"),
-        ("warmup_steps: 100", "warmup: 100", "warmup"),
+        ("warmup_steps: 150", "warmup: 150", "warmup"),
         ("max_epochs: 10", "max_epoch: 10", "max_epoch"),
     ],
 )

@@ -24,6 +24,7 @@ def whole(tmp_path_factory) -> Path:
     ("number", "when", "step", "workers", "group", "says"),
     [
         (signal.SIGTERM, "batch", 2, 0, False, "terminated"),  # before any save
+        (signal.SIGTERM, "batch", 3, 2, True, "terminated"),  # the whole process group, as timeout and batch systems do
         (signal.SIGINT, "validation", 10, 2, True, "interrupted"),  # the whole process group, as a terminal's Ctrl-C
     ],
 )
