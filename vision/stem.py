@@ -72,8 +72,8 @@ class ConvTokens(nn.Module):
 
 
 class Interleave(nn.Module):
-    """Four neighbours become one token of another width (Swin's patch merging): norm(4C), then a linear layer. The lower
-    left comes before the upper right, as published; odd sides get a row or column of zeros."""
+    """Four neighbours become one token of another width (Swin's patch merging): norm(4C), then a linear layer. The
+    lower left comes before the upper right, as published; odd sides get a row or column of zeros."""
 
     projections = ("reduction",)
 
