@@ -30,7 +30,7 @@ LARGER = ["vit_small_patch16_224", "vit_base_patch16_224", "vit_base_patch32_384
 @pytest.mark.parametrize("size", [None, (160, 288), (97, 131)], ids=str)
 @torch.inference_mode()
 def test_vit_and_deit_equal_timm(name, size):
-    theirs = randomised(timm.create_model(name, dynamic_img_size=True, dynamic_img_pad=True)).eval()
+    theirs = randomised(timm.create_model(name, num_classes=1000, dynamic_img_size=True, dynamic_img_pad=True)).eval()
     ours = create_model(name).eval()
     assert not load_published(ours, theirs.state_dict()).fresh
     x = torch.randn(2, 3, *(size or ours.default_cfg["input_size"][1:]), generator=torch.Generator().manual_seed(1))
