@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Terminated:
         print("patchloom: terminated", file=sys.stderr)
         return TERMINATED
-    except Exception as error:
+    except Exception as error:  # only to tell those raised on purpose in one line; every other goes on as it is
         text = describe(error)
         if traceback or text is None:
             raise
