@@ -2,20 +2,37 @@
 
 from dataclasses import fields, is_dataclass, replace
 
+from patchloom.vision.block import EachBlock
+from patchloom.vision.mixers.each import Each
 from patchloom.vision.model import Classifier, Pyramid
 from patchloom.vision.network import Network
 from patchloom.vision.zoo import VARIANTS
 
 
-def tiny_stage(stage, index):
-    mixer = stage.mixer
+def tiny_mixer(mixer):
+    if isinstance(mixer, Each):
+        return Each(tuple(tiny_mixer(m) for m in ends(mixer.mixers)))
     names = {f.name for f in fields(mixer)} if is_dataclass(mixer) else set()
     if "heads" in names and mixer.heads is not None:
         mixer = replace(mixer, heads=2)
     if "width" in names and mixer.width is not None:
         mixer = replace(mixer, width=8)
+    return mixer
+
+
+def ends(parts):
+    """The first and the last of a stage's blocks: what a tiny stage keeps of those that differ."""
+    return tuple(parts) if len(parts) < 2 else (parts[0], parts[-1])
+
+
+def tiny_stage(stage, index):
     scale = None if stage.scale is None else 0.1  # 1e-6 would hide what stands behind it
-    return replace(stage, dim=16 * (index + 1), depth=min(2, stage.depth), mixer=mixer, scale=scale)
+    ratio = ends(stage.ratio) if isinstance(stage.ratio, tuple) else stage.ratio
+    block = EachBlock(ends(stage.block.blocks)) if isinstance(stage.block, EachBlock) else stage.block
+    return replace(
+        stage, dim=16 * (index + 1), depth=min(2, stage.depth), mixer=tiny_mixer(stage.mixer), scale=scale, ratio=ratio,
+        block=block, drop_path=None if stage.drop_path is None else ends(stage.drop_path),
+    )  # fmt: skip
 
 
 def tiny(network: Network) -> Network:

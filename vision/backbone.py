@@ -1,7 +1,7 @@
 """A backbone is a stem and a list of stages; a stage is a token mixer repeated `depth` times at one resolution."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -9,35 +9,59 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .block import BlockSpec, Mixer, PreNorm, Tokens
+from .norm import Norm
+from .spec import Spec, sized
 from .stem import Down, Merge2x2, Patchify, Stem
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Spec):
+    """`depth` blocks at one resolution. Where blocks differ: a `ratio` each, `Each` as the mixer, `EachBlock` as the
+    block."""
+
     mixer: Mixer
     dim: int
     depth: int
-    ratio: float = 4.0  # hidden width of the MLP over dim
+    ratio: float | tuple[float, ...] = 4.0  # hidden width of the MLP over dim
     scale: float | None = None  # initial LayerScale, None for none
     block: BlockSpec = PreNorm()
+    down: Down | None = None  # how this resolution is reached, where it is not the backbone's way
+    norm: Norm | None = None  # behind the last block
+    drop_path: tuple[float, ...] | None = None  # a share of the backbone's rate for each block; None: its linear rise
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.depth < 1:
             raise ValueError(f"a stage takes dim and depth of at least 1; got dim={self.dim}, depth={self.depth}")
+        for what, value in (("ratio", self.ratio), ("drop_path", self.drop_path)):
+            if isinstance(value, tuple) and len(value) != self.depth:
+                raise ValueError(f"{what} {value} of a stage: one for each of its {self.depth} blocks is wanted")
+
+    def ratios(self) -> tuple[float, ...]:
+        return self.ratio if isinstance(self.ratio, tuple) else (self.ratio,) * self.depth
+
+    def sized(self, grid: tuple[int, int]) -> "Stage":
+        down = None if self.down is None else sized(self.down, grid)
+        return replace(self, mixer=sized(self.mixer, grid), block=sized(self.block, grid), down=down)
+
+    def first(self) -> "Stage":
+        """The same with one block only."""
+        return replace(self, depth=1, ratio=self.ratios()[0], drop_path=None)
 
 
 class StageBlocks(nn.Module):
-    """A stage as it was built: the step down to its resolution, then its blocks."""
+    """A stage as it was built: the step down to its resolution, its blocks, and a norm or none."""
 
-    def __init__(self, down: nn.Module, blocks: Sequence[nn.Module]):
+    def __init__(self, down: nn.Module, blocks: Sequence[nn.Module], norm: nn.Module | None = None):
         super().__init__()
         self.down, self.blocks = down, nn.ModuleList(blocks)
+        self.norm = nn.Identity() if norm is None else norm
 
 
 class Backbone(nn.Module):
     """image (B 3 H W) -> one `Tokens` a stage; `channels` and `strides` describe them.
 
-    `drop_path` rises linearly from 0 at the first block to its value at the last.
+    `drop_path` rises linearly from 0 at the first block to its value at the last, where a stage does not share it out
+    otherwise. `special` are the positions of the special tokens that come out of the last stage.
     """
 
     def __init__(self, stages: Sequence[Stage], stem: Stem | None = None, down: Down | None = None, *,
@@ -49,18 +73,25 @@ class Backbone(nn.Module):
         self.down_spec = Merge2x2() if down is None else down
         self.in_chans, self.drop_path = in_chans, drop_path
         self.channels = [s.dim for s in stages]
-        self.strides = [self.stem_spec.stride * self.down_spec.stride**i for i in range(len(stages))]
+        self.strides, self.special = [self.stem_spec.stride], self.stem_spec.special
         self.grad_checkpointing = False
         self.stem = self.stem_spec.build(in_chans, stages[0].dim)
-        total = sum(s.depth for s in stages)
-        rates = [drop_path * i / max(1, total - 1) for i in range(total)]
+        total, past = sum(s.depth for s in stages), 0
         self.stages = nn.ModuleList()
         for i, s in enumerate(stages):
-            down_module = nn.Identity() if i == 0 else self.down_spec.build(stages[i - 1].dim, s.dim)
+            step: nn.Module = nn.Identity()
+            if i > 0:
+                how = s.down or self.down_spec
+                step = how.build(stages[i - 1].dim, s.dim)
+                self.strides.append(self.strides[-1] * how.stride)
+                self.special = self.special if how.special is None else how.special
+            shares = s.drop_path or tuple((past + j) / max(1, total - 1) for j in range(s.depth))
             blocks = [
-                s.block.build(s.dim, s.mixer.build(s.dim, j), s.ratio, s.scale, rates.pop(0)) for j in range(s.depth)
+                s.block.build(s.dim, j, s.mixer.build(s.dim, j), ratio, s.scale, drop_path * share)
+                for j, (ratio, share) in enumerate(zip(s.ratios(), shares, strict=True))
             ]
-            self.stages.append(StageBlocks(down_module, blocks))
+            self.stages.append(StageBlocks(step, blocks, None if s.norm is None else s.norm.build(s.dim)))
+            past += s.depth
 
     @property
     def taps(self) -> list[tuple[int, int]]:
@@ -92,6 +123,8 @@ class Backbone(nn.Module):
             t = stage.down(t)
             for j, block in enumerate(stage.blocks):
                 t = self.step(block, t)
+                if j == len(stage.blocks) - 1 and not isinstance(stage.norm, nn.Identity):
+                    t = replace(t, x=stage.norm(t.x))
                 if (i, j) in wanted:
                     taken.append(t)
                     if stop and len(taken) == len(wanted):
@@ -106,3 +139,14 @@ class Backbone(nn.Module):
     def check(self, image: Tensor) -> None:
         if image.ndim != 4 or image.shape[1] != self.in_chans:
             raise ValueError(f"images of shape (B, {self.in_chans}, H, W) are wanted; got {tuple(image.shape)}")
+
+
+def grids(
+    stages: Sequence[Stage], stem: Stem, down: Down, size: tuple[int, int], in_chans: int = 3
+) -> list[tuple[int, int]]:
+    """(H, W) of each stage's tokens for an image of `size`: walked with one block a stage, without memory."""
+    with torch.device("meta"), torch.no_grad():
+        probe = Backbone([s.first() for s in stages], stem, down, in_chans=in_chans).to(torch.float32).eval()
+        walked = probe(torch.empty(1, in_chans, *size, dtype=torch.float32))
+    assert all(t.grid is not None for t in walked)
+    return [t.grid for t in walked]

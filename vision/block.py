@@ -5,7 +5,7 @@ Shapes: B images, N tokens, C channels, an H x W grid of patches.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from ..kernels.linear import linear
 from ..kernels.mlp import mlp
 from ..kernels.star_relu import star_relu
+from .norm import Norm as Norm
+from .norm import OneGroupNorm as OneGroupNorm
+from .spec import Spec, sized
 
 Probe = dict[str, Tensor]
 
@@ -27,6 +30,7 @@ class Tokens:
     special: tuple[int, ...] = ()  # positions of class, register and prompt tokens, the class token's first
     size: Tensor | None = None  # B N 1: how many patches each token stands for; None: one each
     source: Tensor | None = None  # B H*W: the present token of each patch, -1 where it was dropped; None: all present
+    inner: Tensor | None = None  # B*H*W n c: the n smaller tokens that a patch is made of (TNT); None: it has none
 
     def patches(self) -> Tensor:
         """B H*W C: the tokens that stand for patches, in raster order."""
@@ -91,6 +95,13 @@ class StarReLU(nn.Module):
         return star_relu(x, self.scale, self.bias)
 
 
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.702 * x).sigmoid()
+
+
 class SquaredReLU(nn.Module):
     """relu(x)²."""
 
@@ -99,7 +110,8 @@ class SquaredReLU(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "star_relu": StarReLU, "squared_relu": SquaredReLU,
+    "gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh,
+    "star_relu": StarReLU, "squared_relu": SquaredReLU,
 }  # fmt: skip
 
 
@@ -130,36 +142,6 @@ class Mlp(nn.Module):
         """gamma fc2(act(fc1(x)))."""
         star = (self.act.scale, self.act.bias) if isinstance(self.act, StarReLU) else None
         return mlp(x, (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias), star, gamma)
-
-
-class OneGroupNorm(nn.Module):
-    """(x - mean) / std * weight + bias with mean and variance over all tokens and channels of an image together."""
-
-    def __init__(self, dim: int, eps: float, bias: bool = True):
-        super().__init__()
-        self.eps, self.weight = eps, nn.Parameter(torch.ones(dim))
-        self.bias: nn.Parameter | None
-        self.register_parameter("bias", nn.Parameter(torch.zeros(dim)) if bias else None)
-
-    def forward(self, x: Tensor) -> Tensor:  # B N C
-        m = x[:, :, None].permute(0, 3, 1, 2)  # B C N 1 in channels_last memory, for which torch has a kernel
-        return F.group_norm(m, 1, self.weight, self.bias, self.eps).permute(0, 2, 3, 1).flatten(1, 2)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """What normalises: each token over its channels (`layer`), or all tokens of an image together (`group`)."""
-
-    kind: Literal["layer", "group"] = "layer"
-    eps: float = 1e-5
-    bias: bool = True
-
-    def build(self, dim: int) -> nn.Module:
-        if self.kind == "layer":
-            return nn.LayerNorm(dim, eps=self.eps, bias=self.bias)
-        if self.kind == "group":
-            return OneGroupNorm(dim, self.eps, self.bias)
-        raise ValueError(f"norm kind {self.kind!r} is not known; there are layer and group")
 
 
 # ---------------------------------------------------------------------------------------------------- residual joins
@@ -307,10 +289,12 @@ class StreamNormBlock(Seams):
         return replace(t, x=self.add2(t.x, self.ffn(t.x)))
 
 
-class BlockSpec:
-    """How mixer and MLP are joined. `ratio` is the MLP's hidden width over dim, `scale` the initial LayerScale."""
+class BlockSpec(Spec):
+    """How mixer and MLP are joined. `ratio` is the MLP's hidden width over dim, `scale` the initial LayerScale,
+    `index` counts the blocks of a stage."""
 
-    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+    def build(self, dim: int, index: int, mixer: nn.Module, ratio: float, scale: float | None,
+              drop_path: float) -> nn.Module:  # fmt: skip
         raise AssertionError(f"{type(self).__name__} does not say which block it builds")
 
 
@@ -324,7 +308,8 @@ class PreNorm(BlockSpec):
     scale_residual: bool = False  # scale the residual instead of the branch
     drop: float = 0.0  # dropout in the MLP
 
-    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+    def build(self, dim: int, index: int, mixer: nn.Module, ratio: float, scale: float | None,
+              drop_path: float) -> nn.Module:  # fmt: skip
         ffn = Mlp(dim, int(dim * ratio), self.act, self.bias, self.drop)
         add = (join(dim, scale, self.scale_residual, drop_path), join(dim, scale, self.scale_residual, drop_path))
         return Block(mixer, ffn, (self.norm.build(dim), self.norm.build(dim)), add)
@@ -337,7 +322,8 @@ class Inverted(BlockSpec):
     norm: Norm = Norm(eps=1e-6)
     act: str = "gelu"
 
-    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+    def build(self, dim: int, index: int, mixer: nn.Module, ratio: float, scale: float | None,
+              drop_path: float) -> nn.Module:  # fmt: skip
         ffn = Mlp(dim, int(dim * ratio), self.act)
         return InvertedBlock(mixer, ffn, self.norm.build(dim), join(dim, scale, False, drop_path))
 
@@ -348,9 +334,24 @@ class StreamNorm(BlockSpec):
 
     norm: Norm = Norm()
 
-    def build(self, dim: int, mixer: nn.Module, ratio: float, scale: float | None, drop_path: float) -> nn.Module:
+    def build(self, dim: int, index: int, mixer: nn.Module, ratio: float, scale: float | None,
+              drop_path: float) -> nn.Module:  # fmt: skip
         adds = (join(dim, scale, False, drop_path), join(dim, scale, False, drop_path))
         return StreamNormBlock(mixer, Mlp(dim, int(dim * ratio)), (self.norm.build(dim), self.norm.build(dim)), adds)
+
+
+@dataclass(frozen=True)
+class EachBlock(BlockSpec):
+    """A kind of block for each block of the stage."""
+
+    blocks: tuple[BlockSpec, ...]
+
+    def build(self, dim: int, index: int, mixer: nn.Module, ratio: float, scale: float | None,
+              drop_path: float) -> nn.Module:  # fmt: skip
+        return self.blocks[index].build(dim, index, mixer, ratio, scale, drop_path)
+
+    def sized(self, grid: tuple[int, int]) -> "EachBlock":
+        return EachBlock(tuple(sized(b, grid) for b in self.blocks))
 
 
 def join(dim: int, scale: float | None, scale_residual: bool, drop_path: float) -> Add:

@@ -2,52 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .backbone import Backbone
-from .block import ACTIVATIONS, Linear, Norm, Tokens
-
-Pool = Literal["mean", "token", "distilled", "attention"]
-
-
-@dataclass(frozen=True)
-class Head:
-    """What stands between the last stage and the logits: a norm on the tokens, or behind the pooling (`late`); a way
-    to pool them (mean over the patches, the class token, class and distillation token, or CCT's attention over the
-    sequence); a linear layer, or an MLP with `hidden` times the width."""
-
-    norm: Norm | None = Norm()
-    pool: Pool = "mean"
-    late: bool = False
-    hidden: int | None = None  # width of the MLP head over the channels
-    dropout: float = 0.0  # inside the MLP head
-
-
-class AttentionPool(nn.Module):
-    """sum_n softmax(w x_n + b) x_n over the tokens (https://arxiv.org/abs/2104.05704), (B N C) -> (B C)."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.score = Linear(dim, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, (self.score(x).softmax(1).mT @ x)[:, 0])
-
-
-class MlpHead(nn.Module):
-    """fc2(dropout(norm(relu(fc1(x))²))), the head of ConvFormer and CAFormer."""
-
-    def __init__(self, dim: int, hidden: int, classes: int, dropout: float):
-        super().__init__()
-        self.fc1, self.act, self.norm = Linear(dim, hidden), ACTIVATIONS["squared_relu"](), nn.LayerNorm(hidden)
-        self.drop, self.fc2 = nn.Dropout(dropout), Linear(hidden, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.drop(self.norm(self.act(self.fc1(x)))))  # type: ignore[no-any-return]
-
+from .backbone import Backbone, grids
+from .block import Linear, Tokens
+from .fold import fold
+from .heads.classification import AttentionPool, Head, MlpHead, Widen
+from .norm import Norm
 
 class FeatureInfo(list[dict[str, Any]]):
     """What maps a model gives: a list of {num_chs, reduction, module}, and their columns by name."""
@@ -86,6 +50,8 @@ def nchw(t: Tokens) -> Tensor:
 class Classifier(nn.Module):
     """image (B 3 H W) -> logits (B classes).
 
+    Where the head looks at patches too (`head_patches`, token labelling, https://arxiv.org/abs/2104.10858), the largest
+    logit of each class over the patches counts `Head.patches` beside the logits (0: it serves training only).
     `num_classes=0` leaves the pooled features (B C), and with `global_pool=""` the unpooled ones. `default_cfg` says
     how images are prepared, in timm's words; `classes` are the names of the outputs, where they are known.
     """
@@ -95,16 +61,19 @@ class Classifier(nn.Module):
         super().__init__()
         self.backbone, self.spec, self.drop_rate = backbone, Head() if head is None else head, drop_rate
         self.num_features = dim = backbone.channels[-1]
+        self.neck = nn.Identity() if self.spec.neck is None else self.spec.neck.build(dim)
+        self.widen = nn.Identity() if self.spec.widen is None else Widen(dim, self.spec.widen)
         norm = nn.Identity() if self.spec.norm is None else self.spec.norm.build(dim)
         self.norm: nn.Module = nn.Identity() if self.spec.late else norm
         self.late_norm: nn.Module = norm if self.spec.late else nn.Identity()
         self.global_pool = self.checked_pool(global_pool)
         self.attention_pool = AttentionPool(dim) if self.spec.pool == "attention" else None
         self.head_drop = nn.Dropout(drop_rate)
-        self.head_hidden_size, self.in_chans = dim, backbone.in_chans
+        self.head_hidden_size, self.in_chans = self.spec.widen or dim, backbone.in_chans
         self.head: nn.Module
         self.head_dist: nn.Module | None = None
-        self.distilled_training = False
+        self.head_patches: nn.Module | None = None
+        self.distilled_training = self.patch_training = False
         self.make_heads(num_classes)
         self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
         self.family: str | None = None
@@ -118,7 +87,11 @@ class Classifier(nn.Module):
 
     def features(self, image: Tensor) -> Tokens:
         """The last tokens, behind the norm where that comes before the pooling."""
-        t = self.backbone.last(image)
+        return self.finished(self.backbone.last(image))
+
+    def finished(self, t: Tokens) -> Tokens:
+        """What the last stage gave, through neck and norm."""
+        t = self.neck(t)
         return replace(t, x=self.norm(t.x))
 
     def forward_features(self, image: Tensor) -> Tensor:
@@ -127,26 +100,39 @@ class Classifier(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Any:
         """What `forward_features` gave -> logits (B classes), or the pooled features (B C)."""
-        special = tuple(range(self.special))
         if x.ndim == 4:
             t = Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), (x.shape[2], x.shape[3]))
         else:
-            t = Tokens(x, None, special)
+            t = Tokens(x, None, tuple(p % x.shape[1] for p in self.special))
         return self.logits(t, pre_logits)
 
     def logits(self, t: Tokens, pre_logits: bool = False) -> Any:
         if self.global_pool == "":
             return self.shown(t)
         if self.spec.pool == "distilled":
-            a, b = t.x[:, 0], t.x[:, 1]
-            if pre_logits or self.num_classes == 0:
-                return (a + b) / 2
-            a, b = self.head(self.head_drop(a)), cast(nn.Module, self.head_dist)(self.head_drop(b))
+            pair = t.x[:, 0], t.x[:, 1]
+        else:
+            x = self.late_norm(self.pooled(replace(t, x=self.widen(t.x))))
+            pair = x, x
+        if pre_logits or self.num_classes == 0:
+            return pair[0] if pair[0] is pair[1] else (pair[0] + pair[1]) / 2
+        y = self.head(self.head_drop(pair[0]))
+        if self.head_dist is not None:
+            other = self.head_dist(self.head_drop(pair[1]))
             if self.distilled_training and self.training:
-                return a, b
-            return cast(Tensor, (a + b) / 2)
-        x = self.late_norm(self.pooled(t))
-        return cast(Tensor, x if pre_logits else self.head(self.head_drop(x)))
+                return y, other
+            y = (y + other) / 2
+        return y if self.head_patches is None else self.with_patches(y, t)
+
+    def with_patches(self, y: Tensor, t: Tokens) -> Any:
+        """The logits y beside those of the patches (B N classes) while training with token labels; else their sum."""
+        assert self.head_patches is not None
+        weight = cast(float, self.spec.patches)
+        training = self.patch_training and self.training
+        if not training and weight == 0:
+            return y
+        each = self.head_patches(t.patches())
+        return (y, each) if training else y + weight * each.amax(1)
 
     def pooled(self, t: Tokens) -> Tensor:
         """(B C)"""
@@ -165,10 +151,10 @@ class Classifier(nn.Module):
     # ---------------------------------------------------------------------------------------------------- features
 
     @property
-    def special(self) -> int:
-        """How many special tokens the stem puts in front."""
-        position = getattr(self.backbone.stem_spec, "position", None)
-        return 0 if position is None else position.special
+    def special(self) -> tuple[int, ...]:
+        """Where the special tokens stand in what `forward_features` gives."""
+        neck = self.spec.neck
+        return self.backbone.special if neck is None or neck.special is None else neck.special
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -194,7 +180,7 @@ class Classifier(nn.Module):
         out: list[Any] = maps
         if return_prefix_tokens:
             out = [(m, t.x[:, list(t.special)]) for m, t in zip(maps, taken, strict=True)]
-        return out if intermediates_only else (self.shown(replace(last, x=self.norm(last.x))), out)
+        return out if intermediates_only else (self.shown(self.finished(last)), out)
 
     # ------------------------------------------------------------------------------------------ what timm's users know
 
@@ -209,7 +195,7 @@ class Classifier(nn.Module):
             self.global_pool = self.checked_pool(global_pool)
         like = next(self.parameters())
         self.make_heads(num_classes)
-        for head in (self.head, self.head_dist):
+        for head in (self.head, self.head_dist, self.head_patches):
             if head is not None:
                 head.to(like.device, like.dtype).train(self.training)
         self.default_cfg = {**self.default_cfg, "num_classes": num_classes}
@@ -219,15 +205,18 @@ class Classifier(nn.Module):
             raise ValueError(f"num_classes {num_classes}: it takes 0 (no head) or more")
         self.num_classes = num_classes
         self.head = self.fresh_head()
-        self.head_dist = self.fresh_head() if self.spec.pool == "distilled" and num_classes else None
+        two = self.spec.two or self.spec.pool == "distilled"
+        self.head_dist = self.fresh_head() if two and num_classes else None
+        by_patch = self.spec.patches is not None and num_classes
+        self.head_patches = Linear(self.num_features, num_classes) if by_patch else None
 
     def fresh_head(self) -> nn.Module:
-        dim, hidden = self.num_features, self.spec.hidden
+        dim, spec = self.head_hidden_size, self.spec
         if self.num_classes == 0:
             return nn.Identity()
-        if hidden is None:
+        if spec.hidden is None:
             return Linear(dim, self.num_classes)
-        return MlpHead(dim, hidden * dim, self.num_classes, self.spec.dropout)
+        return MlpHead(dim, int(spec.hidden * dim), self.num_classes, spec.dropout, spec.act, spec.hidden_norm)
 
     def checked_pool(self, global_pool: str | None) -> str:
         own = {"mean": "avg", "token": "token", "distilled": "token", "attention": "attention"}[self.spec.pool]
@@ -237,9 +226,20 @@ class Classifier(nn.Module):
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """In training mode give the pair (class logits, distillation logits) instead of their mean (DeiT)."""
-        if self.spec.pool != "distilled":
-            raise ValueError(f"{self.name or 'this model'} has no distillation token; deit_*_distilled_* have one")
+        if not (self.spec.two or self.spec.pool == "distilled"):
+            raise ValueError(f"{self.name or 'this model'} has no second head for distillation; deit_*_distilled_* have one")
         self.distilled_training = enable
+
+    def set_patch_training(self, enable: bool = True) -> None:
+        """In training mode give the pair (class logits, logits of every patch B N classes): token labelling."""
+        if self.spec.patches is None:
+            raise ValueError(f"{self.name or 'this model'} has no head for its patches; svt_* and vit_resnas_* have one")
+        self.patch_training = enable
+
+    def fold(self) -> "Classifier":
+        """A copy for inference with batch norms and side branches folded into the weights: equal at 1e-5, faster, and
+        not to be trained."""
+        return fold(self)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only what enters each block, and compute it again in the backward pass."""
@@ -309,6 +309,10 @@ class Pyramid(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.grad_checkpointing = enable
 
+    def fold(self) -> "Pyramid":
+        """As `Classifier.fold`."""
+        return fold(self)
+
     def no_weight_decay(self) -> set[str]:
         return {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
 
@@ -335,24 +339,16 @@ def take(taps: list[tuple[int, int]], indices: int | Sequence[int] | None) -> li
 
 def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None:
     """(h, w) of the last map for an image of `size`; None where special tokens stand beside it."""
-    position = getattr(backbone.stem_spec, "position", None)
-    if position is not None and position.special:
+    if backbone.special:
         return None
-    with torch.device("meta"), torch.no_grad():
-        probe = Backbone(
-            [replace(s, depth=1) for s in backbone.specs],
-            backbone.stem_spec,
-            backbone.down_spec,
-            in_chans=backbone.in_chans,
-        )
-        return probe.to(torch.float32).eval().last(torch.empty(1, backbone.in_chans, *size, dtype=torch.float32)).grid
+    return grids(backbone.specs, backbone.stem_spec, backbone.down_spec, (size[0], size[1]), backbone.in_chans)[-1]
 
 
 def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str, Any]:
     """How images are prepared for a model without published weights: ImageNet's mean and deviation, nothing cut off."""
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     classifier: Any = "head.fc2" if model.spec.hidden else "head"
-    if model.spec.pool == "distilled":
+    if model.spec.two or model.spec.pool == "distilled":
         classifier = ("head", "head_dist")
     stem = model.backbone.stem
     return {

@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .backbone import Backbone, Stage
-from .block import Norm
-from .model import Classifier, Head, Pyramid
+from .backbone import Backbone, Stage, grids
+from .heads.classification import Head
+from .model import Classifier, Pyramid
+from .norm import Norm
+from .spec import sized
 from .stem import Down, Merge2x2, Patchify, Stem
 
 Initialise = Callable[[Classifier | Pyramid], None]
+Convert = Callable[[Tensor, nn.Module], Tensor]
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class Rules:
     several that fit, the first whose result the model has) or of `drop`; `pyramid` are those that a backbone without
     head leaves out as well.
 
+    Several tensors of theirs may fill one of ours: `mixer.qkv.weight[2/3]` is the third of its three equal parts.
     `flatten`: weights of 1x1 convolutions, theirs, that are linear layers here.
+    `convert`: (our names, function): what such a tensor of theirs becomes, given our module that holds it (rows in
+    another order, say); before parts are put together.
     `ones`: scales of ours that are 1 where a file has none of them.
     `check`: buffers that can be computed: dropped, but first compared with what it gives, where it gives something.
     """
@@ -38,6 +44,7 @@ class Rules:
     drop: tuple[str, ...] = ()
     pyramid: tuple[str, ...] = ()
     flatten: tuple[str, ...] = ()
+    convert: tuple[tuple[str, Convert], ...] = ()
     ones: tuple[str, ...] = ()
     dense: tuple[tuple[str, str], ...] = ()  # norms per stage, only in the detection form
     check: Callable[[str, Tensor, "Classifier | Pyramid"], Tensor | None] | None = field(default=None, compare=False)
@@ -45,7 +52,9 @@ class Rules:
 
 @dataclass(frozen=True)
 class Network:
-    """`size` is the published input, `classes` the published number, `drop_path` the rate that it was trained with."""
+    """`size` is the published input, `classes` the published number, `drop_path` the rate that it was trained with;
+    `unread` is how many numbers the authors' parameters hold that nothing reads (they count as published, and are
+    dropped)."""
 
     family: str
     stages: tuple[Stage, ...]
@@ -57,6 +66,7 @@ class Network:
     classes: int = 1000
     drop_path: float = 0.0
     initialise: Initialise | None = field(default=None, compare=False)
+    unread: int = 0
     listed: bool = True  # False: a cut that nobody published, which resolves but does not stand in list_models()
 
     def backbone(self, in_chans: int, drop_path: float, dense: bool = False) -> Backbone:
@@ -67,3 +77,21 @@ class Network:
 
     def with_classes(self, classes: int) -> "Network":
         return replace(self, classes=classes)
+
+    def sized(self, size: tuple[int, int]) -> "Network":
+        """The same made for images of `size`: its tables of positions are that large."""
+        if size == self.size:
+            return self
+        stem, stages = made_for(size, self.stages, self.stem, self.down)
+        dense = self.dense
+        if dense is not None and (dense.stages or dense.stem):
+            other = made_for(size, dense.stages or self.stages, dense.stem or self.stem, dense.down or self.down)
+            dense = replace(dense, stem=other[0] if dense.stem else None, stages=other[1] if dense.stages else None)
+        return replace(self, size=size, stem=stem, stages=stages, dense=dense)
+
+
+def made_for(
+    size: tuple[int, int], stages: tuple[Stage, ...], stem: Stem, down: Down
+) -> tuple[Stem, tuple[Stage, ...]]:
+    found = grids(stages, stem, down, size)
+    return sized(stem, found[0]), tuple(sized(s, g) for s, g in zip(stages, found, strict=True))

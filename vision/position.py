@@ -66,6 +66,16 @@ class Embedding(nn.Module):
             return sinusoid(k + grid[0] * grid[1], table.shape[-1]).to(table)
         return torch.cat([table[:, :k], resize(table[:, k:], spec.grid, grid, spec.resize)], 1)
 
+    def resample(self, name: str, value: Tensor) -> Tensor | None:
+        """A published table made for another square grid, resampled to this one; None where it is none."""
+        k, want = self.spec.special, self.table.shape
+        if name != "table" or value.ndim != 3 or value.shape[-1] != want[-1]:
+            return None
+        side = round((value.shape[1] - k) ** 0.5)
+        if side * side + k != value.shape[1]:
+            return None
+        return torch.cat([value[:, :k], resize(value[:, k:], (side, side), self.spec.grid, self.spec.resize)], 1)
+
 
 @dataclass(frozen=True)
 class Position:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .block import Linear, Norm, Tokens
 from .mixers.convolution import convolve
 from .position import Position
+from .spec import Spec
 
 
 class Convolution(nn.Module):
@@ -105,8 +106,43 @@ class DownConv(nn.Module):
 # ------------------------------------------------------------------------------------------------------------- specs
 
 
+class Stem(Spec):
+    """Makes the first tokens: `build` gives a module image (B channels H W) -> Tokens of `dim` channels.
+
+    `stride` is how many pixels a token is apart from the next; `special` are the positions of class tokens and their
+    kin in the sequence (negative: from its end). A stem whose positions belong to a grid gives others in `sized`.
+    """
+
+    @property
+    def stride(self) -> int:
+        raise AssertionError(f"{type(self).__name__} does not state its stride")
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        return ()
+
+    def build(self, channels: int, dim: int) -> nn.Module:
+        raise AssertionError(f"{type(self).__name__} does not say what it builds")
+
+
+class Down(Spec):
+    """The step to the next stage: `build` gives a module Tokens of `dim` channels -> Tokens of `out`, `stride` times
+    fewer on each side. `special` are the special tokens of what comes out, None if they are as before."""
+
+    @property
+    def stride(self) -> int:
+        return 2
+
+    @property
+    def special(self) -> tuple[int, ...] | None:
+        return None
+
+    def build(self, dim: int, out: int) -> nn.Module:
+        raise AssertionError(f"{type(self).__name__} does not say what it builds")
+
+
 @dataclass(frozen=True)
-class Patchify:
+class Patchify(Stem):
     """patch x patch patches by one convolution, with a norm behind it (or none), special tokens and positions.
     `pad`: an image that does not divide is padded with zeros at right and bottom; else its remainder is left out."""
 
@@ -119,6 +155,13 @@ class Patchify:
     def stride(self) -> int:
         return self.patch
 
+    @property
+    def special(self) -> tuple[int, ...]:
+        return () if self.position is None else tuple(range(self.position.special))
+
+    def sized(self, grid: tuple[int, int]) -> "Patchify":
+        return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
+
     def build(self, channels: int, dim: int) -> nn.Module:
         conv = nn.Conv2d(channels, dim, self.patch, self.patch)
         norm = None if self.norm is None else self.norm.build(dim)
@@ -127,7 +170,7 @@ class Patchify:
 
 
 @dataclass(frozen=True)
-class ConvStem:
+class ConvStem(Stem):
     """One strided convolution with overlap: kernel x kernel by `stride`, padded by `padding`, then a norm or none."""
 
     kernel: int = 7
@@ -141,7 +184,7 @@ class ConvStem:
 
 
 @dataclass(frozen=True)
-class ConvTokenizer:
+class ConvTokenizer(Stem):
     """CCT's tokenizer: `layers` times kernel x kernel convolution, ReLU and pooling."""
 
     position: Position
@@ -152,35 +195,37 @@ class ConvTokenizer:
     def stride(self) -> int:
         return int((2 * max(1, self.kernel // 2 - 1)) ** self.layers)
 
+    def sized(self, grid: tuple[int, int]) -> "ConvTokenizer":
+        return replace(self, position=replace(self.position, grid=grid))
+
     def build(self, channels: int, dim: int) -> nn.Module:
         return ConvTokens(channels, dim, self.kernel, self.layers, self.position.build(dim))
 
 
 @dataclass(frozen=True)
-class Merge2x2:
+class Merge2x2(Down):
     """Swin's patch merging."""
 
     norm: Norm = Norm()
-    stride = 2
 
     def build(self, dim: int, out: int) -> nn.Module:
         return Interleave(dim, out, self.norm)
 
 
 @dataclass(frozen=True)
-class Strided:
-    """norm (or none), then a kernel x kernel convolution by `stride`."""
+class Strided(Down):
+    """norm (or none), then a kernel x kernel convolution by `stride`, then another norm (or none)."""
 
     kernel: int = 3
     stride: int = 2
     padding: int = 1
     norm: Norm | None = None
+    after: Norm | None = None
 
     def build(self, dim: int, out: int) -> nn.Module:
         conv = nn.Conv2d(dim, out, self.kernel, self.stride, self.padding)
-        return DownConv(Convolution(conv, None if self.norm is None else self.norm.build(dim), None))
+        before, after = (None if n is None else n.build(d) for n, d in ((self.norm, dim), (self.after, out)))
+        return DownConv(Convolution(conv, before, after))
 
 
-Stem = Patchify | ConvStem | ConvTokenizer
-Down = Merge2x2 | Strided
 __all__: Sequence[str] = ["ConvStem", "ConvTokenizer", "Down", "Merge2x2", "Patchify", "Stem", "Strided"]

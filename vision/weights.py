@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from .families import FAMILIES
 from .model import Classifier, Pyramid
 from .network import Rules
-from .position import Embedding, resize
+from .position import Embedding
 from .published import Weights
 
 Model = Classifier | Pyramid
+HEADS = ("head", "head_dist", "head_patches")
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Attempt:
         self.model, self.rules, self.report = model, rules, Report(source)
         self.own = dict(model.state_dict())
         self.filled: dict[str, Tensor] = {}
+        self.pieces: dict[str, dict[int, Tensor]] = {}
         self.problems: list[str] = []
         self.unknown = 0
         for name, value in state.items():
@@ -93,32 +95,62 @@ class Attempt:
             self.compare(name, value)
             self.report.dropped.append(name)
             return
-        ours = self.ours(name)
-        head = ours is not None and ours.split(".")[0] in ("head", "head_dist")
+        ours, part, parts = self.ours(name)
+        head = ours is not None and ours.split(".")[0] in HEADS
         left_out = isinstance(self.model, Pyramid) and self.rules is not None and matches(self.rules.pyramid, name)
         if (ours is None and left_out) or (head and fresh_head):
             self.report.dropped.append(name)
         elif ours is None:
             self.unknown += 1
             self.problems.append(f"no place for {name} {tuple(value.shape)}")
+        elif parts > 1:
+            self.collect(name, ours, value, part, parts)
         elif ours in self.filled:
             self.problems.append(f"{name} and another tensor both fill {ours}")
         else:
-            self.fill(name, ours, value)
+            self.fill(name, ours, self.converted(name, ours, value))
 
-    def ours(self, name: str) -> str | None:
+    def collect(self, name: str, ours: str, value: Tensor, part: int, parts: int) -> None:
+        """One of several tensors that make up one of ours; the last of them fills it."""
+        pieces = self.pieces.setdefault(ours, {})
+        if part in pieces:
+            self.problems.append(f"{name} and another tensor both fill part {part + 1} of {ours}")
+            return
+        pieces[part] = self.converted(name, ours, value)
+        self.report.matched[name] = ours
+        if len(pieces) == parts:
+            if len({p.shape[1:] for p in pieces.values()}) > 1:
+                self.problems.append(f"{name} and the tensors beside it differ in shape, and all make up {ours}")
+                return
+            self.fill(name, ours, torch.cat([pieces[i] for i in range(parts)]))
+
+    def converted(self, name: str, ours: str, value: Tensor) -> Tensor:
         if self.rules is None:
-            return name if name in self.own else None
+            return value
+        if matches(self.rules.flatten, name) and value.shape[2:] == (1, 1):
+            value = value.flatten(1)
+        for pattern, convert in self.rules.convert:
+            if re.fullmatch(pattern, ours):
+                return convert(value, self.model.get_submodule(ours.rpartition(".")[0]))
+        return value
+
+    def ours(self, name: str) -> tuple[str | None, int, int]:
+        """Our name, and which of how many parts of that tensor it fills."""
+        if self.rules is None:
+            return name if name in self.own else None, 0, 1
         rename = self.rules.rename
         if isinstance(self.model, Pyramid) and self.model.norms:
             rename = (*self.rules.dense, *rename)
         found = (m.expand(to) for theirs, to in rename if (m := re.fullmatch(theirs, name)))
-        return next((n for n in found if n in self.own), None)
+        for n in found:
+            if (m := re.fullmatch(r"(.*)\[(\d)/(\d)\]", n)) and m[1] in self.own:
+                return m[1], int(m[2]) - 1, int(m[3])
+            if n in self.own:
+                return n, 0, 1
+        return None, 0, 1
 
     def fill(self, name: str, ours: str, value: Tensor) -> None:
         want = self.own[ours].shape
-        if self.rules is not None and matches(self.rules.flatten, name) and value.shape[2:] == (1, 1):
-            value = value.flatten(1)
         if value.shape != want and (resampled := self.resample(ours, value)) is not None:
             value = resampled
             self.report.resized.append(ours)
@@ -128,22 +160,11 @@ class Attempt:
         self.report.matched[name] = ours
 
     def resample(self, ours: str, value: Tensor) -> Tensor | None:
-        """A position embedding for another grid, or a window's bias table for another window, resampled as its authors
-        do; None for anything else."""
+        """A table of positions for another grid or window, resampled by the module that holds it; None for anything
+        else."""
+        name = ours.rpartition(".")[2]
         host = self.model.get_submodule(ours.rpartition(".")[0])
-        want = self.own[ours].shape
-        if not ours.endswith("table") or value.ndim != len(want) or value.shape[-1] != want[-1]:
-            return None
-        if isinstance(host, Embedding):
-            k = host.spec.special
-            side = round((value.shape[1] - k) ** 0.5)
-            if side * side + k != value.shape[1]:
-                return None
-            return torch.cat([value[:, :k], resize(value[:, k:], (side, side), host.spec.grid, host.spec.resize)], 1)
-        old, new = (round(n**0.5) for n in (value.shape[0], want[0]))
-        if old * old != value.shape[0] or new * new != want[0] or old % 2 == 0:
-            return None
-        return resize(value[None], (old, old), (new, new), antialias=False)[0]
+        return host.resample(name, value) if hasattr(host, "resample") else None  # type: ignore[operator, no-any-return]
 
     def compare(self, name: str, value: Tensor) -> None:
         """A buffer that can be computed must be what we compute."""
@@ -156,8 +177,10 @@ class Attempt:
         top = ours.split(".")[0]
         if top == "norms":  # per stage, trained with the task: absent from a classifier's file
             return not any(n.startswith("norms.") for n in self.filled)
-        if fresh_head and top in ("head", "head_dist"):
+        if fresh_head and top in HEADS:
             return True
+        if top != "head" and ours.endswith("num_batches_tracked"):
+            return True  # a counter that older files lack
         host = self.model.get_submodule(ours.rpartition(".")[0])
         return isinstance(host, Embedding) and host.spec.kind == "sinusoid" and ours.endswith("table")
 
@@ -182,7 +205,7 @@ def explain(model: Model, state: Mapping[str, Tensor], best: Attempt) -> str:
     shown = best.problems[:3]
     more = f", and {len(best.problems) - 3} more" if len(best.problems) > 3 else ""
     near = ""
-    if best.unknown and (stray := next((n for n in state if best.ours(n) is None), None)):
+    if best.unknown and (stray := next((n for n in state if best.ours(n)[0] is None), None)):
         close = difflib.get_close_matches(stray, [n for n in best.own if n not in best.filled], 1)
         near = f" (did you mean {close[0]}?)" if close else ""
     return f"{title}: {'; '.join(shown)}{near}{more}"

@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from .model import Classifier, Head, Pyramid, pool_size
 from .network import Network
 from .parts import path_of, plain, unplain
 from .published import Weights
-from .stem import ConvTokenizer, Patchify
 from .weights import load_published, published
 
 MODULES = {"vision_transformer": "vit", "deit": "vit", "swin_transformer": "swin"}  # timm's modules -> our families
@@ -155,15 +154,6 @@ def refuse_for_timm(name: str, **arguments: Any) -> None:
             raise ValueError(f"{key}={value!r} is for models of this suite; {name} comes from timm as it is")
 
 
-def sized(network: Network, size: tuple[int, int]) -> Network:
-    """The network with its learned positions made for images of `size`."""
-    stem = network.stem
-    if size == network.size or not isinstance(stem, Patchify | ConvTokenizer) or stem.position is None:
-        return replace(network, size=size)
-    grid = (-(-size[0] // stem.stride), -(-size[1] // stem.stride))
-    return replace(network, size=size, stem=replace(stem, position=replace(stem.position, grid=grid)))
-
-
 def plan(found: Resolved, img_size: int | tuple[int, int] | None) -> Network:
     if img_size is None:
         img_size = found.size
@@ -172,7 +162,7 @@ def plan(found: Resolved, img_size: int | tuple[int, int] | None) -> Network:
     size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
     if min(size) < 1:
         raise ValueError(f"img_size {img_size}: sides of at least 1 pixel are wanted")
-    return sized(found.network, size)
+    return found.network.sized(size)
 
 
 def build_classifier(found: Resolved, num_classes: int | None, img_size: Any, in_chans: int, drop_rate: float,
@@ -363,6 +353,7 @@ def model_info(name: str) -> ModelInfo:
     if name.startswith("timm:"):
         return ModelInfo(name, "timm", total, trainable, macs(model, size), size, [])
     found = resolve(name)
+    total += found.network.unread
     return ModelInfo(
         name, found.network.family, total, trainable, macs(model, size), size, [w.tag for w in found.weights]
     )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...kernels.windows import attend_windows, roll
 from ..block import Linear, Probe, Tokens
+from ..position import resize
 
 
 class WindowAttention(nn.Module):
@@ -52,6 +53,16 @@ class WindowAttention(nn.Module):
         if mask is None:
             return bias
         return bias + torch.from_numpy(mask).to(bias)[:, None]
+
+    def resample(self, name: str, value: Tensor) -> Tensor | None:
+        """A published bias table of another window size, resampled to this one; None where it is none."""
+        want = self.table.shape
+        if name != "table" or value.ndim != 2 or value.shape[-1] != want[-1]:
+            return None
+        old, new = (round(n**0.5) for n in (value.shape[0], want[0]))
+        if old * old != value.shape[0] or old % 2 == 0:
+            return None
+        return resize(value[None], (old, old), (new, new), antialias=False)[0]
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, size={self.size}, shift={self.shift}, dense={self.dense}"
