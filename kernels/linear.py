@@ -2,8 +2,8 @@
 
 `F.linear` defines the operation. On a CPU in float32 torch sends it to the BLAS it was built with, which leaves a tenth
 to a half of the processor idle at the tall and narrow shapes of vision models; oneDNN, which the same torch carries for
-convolutions, does not. So there the product and the gradient of x go through oneDNN, the gradient of W through the
-BLAS (the faster of the two for that one), and an exact GELU is applied while the result is still in cache.
+convolutions, does not. So there the product and both its gradients go through oneDNN, and an exact GELU is applied
+while the result is still in cache.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NARROW_ROWS, NARROW_CHANNELS = 2048, 256
+NARROW_ROWS, NARROW_CHANNELS, FEW_ROWS = 2048, 256, 768
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -62,6 +62,23 @@ def eager_float32(*tensors: Tensor) -> bool:
     return eager(torch.float32, *tensors)
 
 
+def outer(dy: Tensor, x: Tensor) -> Tensor:
+    """dy' x, the gradient of a weight: dy (R N), x (R K) -> (N K), of eager float32 tensors on a CPU, without a graph.
+    Of many rows it is the gradient of a 1x1 convolution's weight, which needs no transposed copy; of few, a product."""
+    (r, n), k = dy.shape, x.shape[1]
+    if not (torch.backends.mkldnn.enabled and _available(dy.dtype)):
+        return dy.t() @ x
+    if r < FEW_ROWS:
+        return _onednn(dy.t(), x.t(), None, False)
+    image, grad = (t[None, :, None].permute(0, 3, 1, 2) for t in (x, dy))
+    weight = dy.new_empty(n, k, 1, 1)
+    no, once = [0, 0], [1, 1]
+    found = torch.ops.aten.convolution_backward(
+        grad, image, weight, None, once, no, once, False, no, 1, [False, True, False]
+    )[1]
+    return found.view(n, k)  # type: ignore[no-any-return]
+
+
 _probed: dict[torch.dtype, bool] = {}
 
 
@@ -86,7 +103,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tenso
 
 
 class _Linear(torch.autograd.Function):
-    """dx = dy W (oneDNN), dW = dy' x (BLAS), db = sum dy; all in differentiable operations: it may be taken twice."""
+    """dx = dy W, dW = dy' x, db = sum dy; where a graph of it is wanted, in differentiable operations."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -98,6 +115,10 @@ class _Linear(torch.autograd.Function):
         (dy,), (x, weight) = grads, ctx.saved_tensors
         rows = dy.reshape(-1, dy.shape[-1])
         dx = linear(dy, weight.t()) if ctx.needs_input_grad[0] else None
-        dw = rows.t() @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[1] else None
+        dw = None
+        if ctx.needs_input_grad[1]:
+            given = x.reshape(-1, x.shape[-1])
+            plain = torch.is_grad_enabled() or not eager_float32(rows, given)
+            dw = rows.t() @ given if plain else outer(rows, given)
         db = rows.sum(0) if ctx.needs_input_grad[2] else None
         return dx, dw, db

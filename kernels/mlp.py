@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear import eager, eager_float32, product
+from .linear import eager, eager_float32, outer, product
 from .star_relu import star_relu
 
 SLICE = 4 * 1024 * 1024  # numbers of hidden activations at a time: 16 MB in float32
@@ -94,19 +94,19 @@ class _Mlp(torch.autograd.Function):
         rows, w1, w2, s, gamma, plain2, bias2, *kept = ctx.saved_tensors
         need_x, need_w1, need_b1, need_w2, need_b2, need_s, need_b, need_gamma = ctx.needs_input_grad
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
-        dw1 = torch.empty_like(w1) if need_w1 else None
-        dw2 = torch.empty_like(w2) if need_w2 or need_gamma else None
+        dw1: Tensor | None = None
+        dw2: Tensor | None = None
         db1 = w1.new_zeros(w1.shape[0]) if need_b1 else None
         db2 = dy.sum(0) if need_b2 or (need_gamma and bias2 is not None) else None
         star = w1.new_zeros(2) if need_s or need_b else None
         parts: list[Tensor] = []
         for i, a in enumerate(slices(rows.shape[0], w1.shape[0])):
             p, h = kept[2 * i : 2 * i + 2]
-            if dw2 is not None:
-                torch.addmm(dw2, dy[a].t(), h, beta=float(i > 0), out=dw2)
+            if need_w2 or need_gamma:
+                dw2 = added(dw2, outer(dy[a], h))
             dp = through_activation(product(dy[a], w2.t()), p, s, star)
-            if dw1 is not None:
-                torch.addmm(dw1, dp.t(), rows[a], beta=float(i > 0), out=dw1)
+            if need_w1:
+                dw1 = added(dw1, outer(dp, rows[a]))
             if db1 is not None:
                 db1.add_(dp.sum(0))
             if need_x:
@@ -120,6 +120,10 @@ class _Mlp(torch.autograd.Function):
             dw2, db2 = dw2.mul_(gamma[:, None]), None if db2 is None else db2 * gamma
         ds, db = (None, None) if star is None else (star[:1], star[1:])
         return dx, dw1, db1, dw2 if need_w2 else None, db2 if need_b2 else None, ds, db, dgamma
+
+
+def added(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
 
 
 def activated(p: Tensor, s: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -180,9 +180,13 @@ class AddScaled(Add):
 
 
 def add_mlp(add: Add, ffn: nn.Module, x: Tensor, normed: Tensor) -> Tensor:
-    """add(x, ffn(normed)), with a LayerScale folded into the MLP where nothing stands between them."""
+    """add(x, ffn(normed)), with a LayerScale folded into the MLP where nothing stands between them and the weights are
+    fewer than the activations."""
     thins = add.training and add.drop > 0
-    if type(add) is AddScaled and type(ffn) is Mlp and unhooked(add) and unhooked(ffn) and not thins and ffn.whole():
+    if (
+        type(add) is AddScaled and type(ffn) is Mlp and unhooked(add) and unhooked(ffn) and not thins and ffn.whole()
+        and normed.numel() >= ffn.fc2.weight.numel()
+    ):  # fmt: skip
         return x + ffn.at_once(normed, add.gamma)
     return add(x, ffn(normed))  # type: ignore[no-any-return]
 

@@ -227,7 +227,7 @@ class Classifier(nn.Module):
     def set_distilled_training(self, enable: bool = True) -> None:
         """In training mode give the pair (class logits, distillation logits) instead of their mean (DeiT)."""
         if not (self.spec.two or self.spec.pool == "distilled"):
-            raise ValueError(f"{self.name or 'this model'} has no second head for distillation; deit_*_distilled_* have one")
+            raise ValueError(f"{self.name or 'this model'} has no distillation token or second head; deit_*_distilled_* have one")
         self.distilled_training = enable
 
     def set_patch_training(self, enable: bool = True) -> None:
