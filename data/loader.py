@@ -28,9 +28,10 @@ log = logging.getLogger("patchloom.data")
 
 
 class Batch(NamedTuple):
-    """What crosses from worker processes: images and targets (None where all were unreadable), file -> reason."""
+    """What crosses from worker processes: images (or a tuple of views) and targets (None where all were unreadable),
+    file -> reason."""
 
-    images: Tensor | None
+    images: Tensor | tuple[Tensor, ...] | None
     targets: Tensor | None
     skipped: dict[str, str]
 

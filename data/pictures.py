@@ -91,7 +91,8 @@ class Pictures(Dataset[Any]):
             raise UnreadableImage(batch.file, batch.reason)
         if batch.images is None or batch.targets is None:
             raise UnreadableImage(*next(iter(batch.skipped.items())))
-        return batch.images[0], int(batch.targets[0])
+        images = batch.images[0] if isinstance(batch.images, tuple) else batch.images  # of several views the first
+        return images[0], int(batch.targets[0])
 
     def __getitems__(self, keys: list[Key]) -> Batch | Failure:
         rows: list[Tensor] = []

@@ -172,7 +172,8 @@ class Pipeline:
     """
 
     picture: Picture
-    finish: Callable[[Tensor, int, np.ndarray, np.ndarray], Tensor]  # (B, C, H, W), seed, epochs (B,), indices (B,)
+    # (B, C, H, W), seed, epochs (B,), indices (B,) -> images, or several views of them
+    finish: Callable[[Tensor, int, np.ndarray, np.ndarray], Tensor | tuple[Tensor, ...]]
     shape: tuple[int, int, int]
     random: bool = False
 

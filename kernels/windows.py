@@ -38,7 +38,7 @@ def attend_windows(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
     if graph:
         return _Windows.apply(qkv, bias, heads, size)  # type: ignore[no-any-return]
     grid = (qkv.shape[1] // size, qkv.shape[2] // size, size, heads, qkv.shape[3] // (3 * heads))
-    return _merge(_half(qkv, bias, grid) if half else _forward(_split(qkv, grid), bias)[0], grid)
+    return merge_windows(_half(qkv, bias, grid) if half else _forward(split_windows(qkv, grid), bias)[0], grid)
 
 
 def windows(m: Tensor, s: int) -> Tensor:
@@ -82,14 +82,14 @@ class _Roll(torch.autograd.Function):
         return roll(grads[0], -ctx.by), None
 
 
-def _split(qkv: Tensor, grid: Grid) -> Tensor:
+def split_windows(qkv: Tensor, grid: Grid) -> Tensor:
     """(B H W 3*h*d) -> (3 B*n*h s*s d)."""
     down, across, s, heads, d = grid
     m = qkv.view(-1, down, s, across, s, 3, heads, d).permute(5, 0, 1, 3, 6, 2, 4, 7)
     return m.reshape(3, -1, s * s, d)
 
 
-def _merge(y: Tensor, grid: Grid) -> Tensor:
+def merge_windows(y: Tensor, grid: Grid) -> Tensor:
     """(B*n*h s*s d) -> (B H W h*d), or (3 B*n*h s*s d) -> (B H W 3*h*d)."""
     down, across, s, heads, d = grid
     k = 3 if y.ndim == 4 else 1
@@ -127,10 +127,10 @@ class _Windows(torch.autograd.Function):
     def forward(ctx: Any, qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
         ctx.grid = (qkv.shape[1] // size, qkv.shape[2] // size, size, heads, qkv.shape[3] // (3 * heads))
         ctx.bias_shape = bias.shape
-        parts = _split(qkv, ctx.grid)
+        parts = split_windows(qkv, ctx.grid)
         y, weight = _forward(parts, bias)
         ctx.save_for_backward(parts, weight)
-        return _merge(y, ctx.grid)
+        return merge_windows(y, ctx.grid)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -147,4 +147,4 @@ class _Windows(torch.autograd.Function):
         scale = d**-0.5
         torch.baddbmm(grads[0], score, k, beta=0, alpha=scale, out=grads[0])
         torch.baddbmm(grads[1], score.mT, q, beta=0, alpha=scale, out=grads[1])
-        return _merge(grads, ctx.grid), dbias, None, None
+        return merge_windows(grads, ctx.grid), dbias, None, None

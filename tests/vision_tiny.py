@@ -4,8 +4,10 @@ from dataclasses import fields, is_dataclass, replace
 
 from patchloom.vision.block import EachBlock
 from patchloom.vision.mixers.each import Each
+from patchloom.vision.mixers.factorized import Factorized
 from patchloom.vision.model import Classifier, Pyramid
 from patchloom.vision.network import Network
+from patchloom.vision.stem import Patchify
 from patchloom.vision.zoo import VARIANTS
 
 
@@ -13,8 +15,10 @@ def tiny_mixer(mixer):
     if isinstance(mixer, Each):
         return Each(tuple(tiny_mixer(m) for m in ends(mixer.mixers)))
     names = {f.name for f in fields(mixer)} if is_dataclass(mixer) else set()
+    if "mixer" in names:
+        return replace(mixer, mixer=tiny_mixer(mixer.mixer))
     if "heads" in names and mixer.heads is not None:
-        mixer = replace(mixer, heads=2)
+        mixer = replace(mixer, heads=1 if isinstance(mixer, Factorized) else 2)  # its heads have sevenths of the parts
     if "width" in names and mixer.width is not None:
         mixer = replace(mixer, width=8)
     return mixer
@@ -60,5 +64,8 @@ def distinct() -> list[str]:
     """One name for each different tiny network: variants that differ in width, depth or classes only are one here."""
     seen: dict[Network, str] = {}
     for name, network in VARIANTS.items():
-        seen.setdefault(replace(tiny(network), classes=0, size=(0, 0), drop_path=0.0), name)
+        key = replace(tiny(network), classes=0, size=(0, 0), drop_path=0.0, unread=0)
+        if isinstance(key.stem, Patchify):  # nor does the size of the patches make another structure
+            key = replace(key, stem=replace(key.stem, patch=1))
+        seen.setdefault(key, name)
     return list(seen.values())

@@ -24,7 +24,12 @@ DTYPES = ("float32", "bfloat16")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument("model", metavar="MODEL", help="a model's name, timm:…, a checkpoint or a run folder")
+    parser.add_argument(
+        "model",
+        nargs="+",
+        metavar="MODEL",
+        help="a model's name, timm:…, a checkpoint or a run folder; several with --sweep",
+    )
     parser.add_argument("--against", metavar="MODEL", help="another one, usually timm:NAME")
     parser.add_argument(
         "--size", type=image_size, metavar="S|HxW", help="image size, e.g. 224 or 160x288 (the first model's own)"
@@ -42,7 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=positive, metavar="N", help="exactly N rounds, instead of --seconds")
     parser.add_argument("--tokens", metavar="SPEC", help="a token plugin for MODEL, e.g. tome:r=8")
     parser.add_argument("--adapter", metavar="SPEC", help="an adapter for MODEL, e.g. lora:r=8,targets=qkv")
+    parser.add_argument("--fold", action="store_true", help="fold MODEL's batch norms and branches into its weights")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
+    parser.add_argument(
+        "--sweep", metavar="size=A:B", help="draw time and memory of all MODELs over image sizes, e.g. size=224:1280"
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", default="sweep", help="where --sweep writes its picture and JSON (sweep)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -56,13 +68,33 @@ def run(args: argparse.Namespace) -> int:
     case = Case(
         args.batch, args.size, args.dtype, args.train, args.compile, str(choose_device(args.device)), args.threads
     )
+    if args.sweep:
+        return run_sweep(args, case)
+    if len(args.model) > 1:
+        raise ValueError(f"bench measures one model, or one --against another; got {', '.join(args.model)}")
     layout = "channels_last" if args.channels_last else None
     options = tuple((name, getattr(args, name)) for name in ("tokens", "adapter") if getattr(args, name) is not None)
-    arms = [Arm(args.model, options, layout)]
+    arms = [Arm(args.model[0], options, layout, args.fold)]
     if args.against:
         arms.append(Arm(args.against, (), layout))
     result = compare(arms, case, seconds=args.seconds, repeats=args.repeats, memory=args.memory)
     print(json.dumps(result, ensure_ascii=False) if args.json else report(result))
+    return 0
+
+
+def run_sweep(args: argparse.Namespace, case: "Case") -> int:
+    from pathlib import Path
+
+    from .measure import Arm
+    from .sweep import report, sizes_of, sweep, write
+
+    for option in ("against", "tokens", "adapter", "size"):
+        if getattr(args, option):
+            raise ValueError(f"--{option} does not go with --sweep, which compares all models that are named")
+    arms = [Arm(name, fold=args.fold) for name in args.model]
+    result = sweep(arms, case, sizes_of(args.sweep), repeats=args.repeats or 5, memory=args.memory)
+    data, drawn = write(result, Path(args.out))
+    print(json.dumps(result, ensure_ascii=False) if args.json else f"{report(result)}\n\n{drawn}\n{data}")
     return 0
 
 
@@ -79,7 +111,7 @@ def compare(
         model = build(arm, case)
         if case.size is None:
             case = replace(case, size=tuple(model.default_cfg["input_size"][1:]))
-        row = {"model": arm.name, **dict(arm.options), **cost(model, case)}
+        row = {"model": arm.name, **dict(arm.options), **({"fold": True} if arm.fold else {}), **cost(model, case)}
         if arm.layout is None:
             step, layout = best_layout(model, case)
         else:
@@ -173,7 +205,8 @@ def report(result: dict[str, Any]) -> str:
 
 
 def title(arm: dict[str, Any]) -> str:
-    return " ".join([arm["model"], *(f"--{key} {arm[key]}" for key in ("tokens", "adapter") if key in arm)])
+    options = [f"--{key} {arm[key]}" for key in ("tokens", "adapter") if key in arm]
+    return " ".join([arm["model"], *options, *(["--fold"] if "fold" in arm else [])])
 
 
 def row(arm: dict[str, Any]) -> str:

@@ -17,8 +17,9 @@ from .confusion import draw_confusion
 from .ema import Average, Ema
 from .losses import Counts, CrossEntropy, Loss
 from .metrics import CONFUSION_LIMIT, metrics
-from .mixing import Mixer, Mixing
+from .mixing import Mixing
 from .optim import Cosine, Schedule, build_optimizer
+from .patches import PatchMixing
 
 
 class Classify(L.LightningModule):
@@ -37,7 +38,7 @@ class Classify(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05, fused=True),
         schedule: Schedule | LRSchedulerCallable | None = None,
         layer_decay: float | None = None,
-        mixing: Mixing | None = None,
+        mixing: Mixing | PatchMixing | None = None,
         ema: Ema | None = None,
         channels_last: bool = False,
     ):
@@ -76,6 +77,9 @@ class Classify(L.LightningModule):
             for part in self.model.modules() if self.loss.needs_image else ():
                 if getattr(part, "head_dist", None) is not None:  # DeiT's distilled head, ours and timm's
                     part.set_distilled_training(True)
+            for part in self.model.modules() if self.loss.needs_patches else ():
+                if getattr(part, "head_patches", None) is not None:
+                    part.set_patch_training(True)
 
     def _adopt(self, classes: list[str]) -> None:
         """Gives head, average, mixing and metrics the number of these classes; what has it already is left alone."""
@@ -91,7 +95,7 @@ class Classify(L.LightningModule):
         if self.ema_spec is not None and self.ema is None:
             self.ema = Average(self.model, self.ema_spec)
         if self.mixing is not None and (self.mixer is None or known != count):
-            self.mixer, self.mixing_seed = Mixer(self.mixing, count, self.labels == "many"), torch.initial_seed()
+            self.mixer, self.mixing_seed = self.mixing.build(count, self.labels == "many"), torch.initial_seed()
         if known != count or not self.judges:
             self.judges = nn.ModuleDict(
                 {kind: metrics(count, self.labels, confusion=kind == "test") for kind in ("val", "test")}
@@ -138,17 +142,37 @@ class Classify(L.LightningModule):
         return self.model(image) if self.ema is None or self.training else self.ema(image)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        image, target = batch
-        if self.mixer is not None and not self._mixing_is_over():
-            image, target = self.mixer(image, target, (self.mixing_seed, self.current_epoch, index, self.global_rank))
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        output = self.model(image)
-        loss = (
-            self.loss(output, target, image) if getattr(self.loss, "needs_image", False) else self.loss(output, target)
-        )
+        if getattr(self.loss, "needs_model", False):  # it takes several views of a batch, each mixed alike
+            images, target = batch
+            seen = images if isinstance(images, (tuple, list)) else (images,)
+            apart = not self.loss.shared_mixing
+            views = [self._prepared(image, target, index, *([i] if apart else ())) for i, image in enumerate(seen)]
+            loss = self.loss(self.model, views, self.current_epoch * self._epoch_length() + index)
+        else:
+            image, target = self._prepared(*batch, index)
+            output = self.model(image)
+            wants = getattr(self.loss, "needs_image", False)
+            loss = self.loss(output, target, image) if wants else self.loss(output, target)
         self.log("train/loss", loss, prog_bar=True)
         return loss
+
+    def _prepared(self, image: Tensor, target: Tensor, *draw: int) -> tuple[Tensor, Tensor]:
+        """Both mixed, by a draw of this place in the run, where mixing is on."""
+        if isinstance(image, (tuple, list)):
+            raise ValueError(
+                f"the batch has {len(image)} views of each image and {type(self.loss).__name__} takes one: set "
+                "model.loss to patchloom.train.resolutions.MultiResolution"
+            )
+        if self.mixer is not None and not self._mixing_is_over():
+            image, target = self.mixer(image, target, (self.mixing_seed, self.current_epoch, *draw, self.global_rank))
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return image, target
+
+    def _epoch_length(self) -> int:
+        """Batches of an epoch, 0 where nobody knows."""
+        batches = self.trainer.num_training_batches
+        return 0 if math.isinf(batches) else int(batches)
 
     def _mixing_is_over(self) -> bool:
         off = self.mixing.off_epoch if self.mixing is not None else None

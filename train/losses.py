@@ -27,6 +27,8 @@ class Loss(nn.Module):
 
     labels: Literal["one", "many"] = "one"  # how many an image has: decides metrics and predictions
     needs_image = False  # forward(output, target, image)
+    needs_patches = False  # output is (logits, those of the patches) where the model has a head for them
+    needs_model = False  # forward(model, [(image, target) of each view], step); `shared_mixing` says how they are mixed
 
     def setup(self, classes: int, counts: Callable[[], Counts], preprocessing: Mapping[str, Any]) -> None:
         """Before fitting; `preprocessing` (mean, std, …) is that of the images which `forward` will get."""

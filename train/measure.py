@@ -52,6 +52,7 @@ class Arm:
     name: str
     options: tuple[tuple[str, str], ...] = ()  # tokens, adapter
     layout: str | None = None
+    fold: bool = False  # its constants folded into its weights first
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ def build(arm: Arm, case: Case) -> nn.Module:
         model, _, _ = load_model(arm.name)
         if case.size is not None:
             model.set_input_size(case.size)
+    if arm.fold:
+        if not hasattr(model, "fold"):
+            raise ValueError(f"--fold is for models of this suite; {arm.name} comes from timm as it is")
+        if case.train:
+            raise ValueError("--fold is for inference: a folded model has no norms left to train")
+        model = model.fold()
     model.to(case.device)
     return model.train() if case.train else model.eval()
 

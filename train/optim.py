@@ -3,6 +3,7 @@
 import logging
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable
 from fnmatch import fnmatch
@@ -83,7 +84,7 @@ def build_optimizer(
     return optimizer
 
 
-class Schedule:
+class Schedule(ABC):
     """A factor on every group's learning rate, renewed at each optimiser step; rates named below are those of a group
     of scale 1.
 
@@ -98,9 +99,9 @@ class Schedule:
             )
         self.warmup_epochs, self.warmup_steps, self.warmup_lr = warmup_epochs, warmup_steps, warmup_lr
 
+    @abstractmethod
     def after(self, step: int, steps: float, epoch_steps: float, lr: float) -> float:
         """The rate at `step` of `steps` that follow the warm-up."""
-        raise NotImplementedError
 
     def build(self, optimizer: Optimizer, steps: float, epoch_steps: float) -> LambdaLR:
         """`steps`: optimiser steps in the whole run (math.inf where nothing bounds them), `epoch_steps` in an epoch."""

@@ -230,6 +230,9 @@ class Session:
         """A checkpoint without its recipe: the model that it describes, on a folder of images."""
         from .classify import Classify
 
+        given = dict(pairs(self.options))
+        if not self.args.data and set(given) == {"data.root"}:  # what it is called where there is a recipe
+            self.args.data, self.options = given["data.root"], []
         if not self.args.data:
             raise UsageError(f"no config.yaml beside {path}, so its data is unknown: add --data DIR, or -c RECIPE")
         if self.options:

@@ -3,6 +3,7 @@
 Shapes: B images, N tokens, C channels, an H x W grid of patches.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..kernels.linear import linear
 from ..kernels.mlp import mlp
 from ..kernels.star_relu import star_relu
+from .affine import into_readers
 from .norm import Norm as Norm
 from .norm import OneGroupNorm as OneGroupNorm
 from .spec import Spec, sized
@@ -31,6 +33,7 @@ class Tokens:
     size: Tensor | None = None  # B N 1: how many patches each token stands for; None: one each
     source: Tensor | None = None  # B H*W: the present token of each patch, -1 where it was dropped; None: all present
     inner: Tensor | None = None  # B*H*W n c: the n smaller tokens that a patch is made of (TNT); None: it has none
+    turn: int = 0  # how often the block that computes has run right before (blocks.recursive)
 
     def patches(self) -> Tensor:
         """B H*W C: the tokens that stand for patches, in raster order."""
@@ -84,6 +87,13 @@ def is_plain(module: nn.Module) -> bool:
     return type(module) is Linear and unhooked(module)
 
 
+def entries(module: nn.Module) -> list[nn.Module]:
+    """The linear layers that alone read what goes into `module`, as it declares them; none where one of them has been
+    replaced."""
+    found = [getattr(module, name) for name in getattr(module, "entries", ())]
+    return found if unhooked(module) and all(is_plain(layer) for layer in found) else []
+
+
 class StarReLU(nn.Module):
     """s relu(x)² + b with learned scalars s and b, https://arxiv.org/abs/2210.13452."""
 
@@ -118,7 +128,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Mlp(nn.Module):
     """fc2(act(fc1(x))), channels C -> hidden -> C."""
 
-    projections = ("fc1", "fc2")
+    projections, entries = ("fc1", "fc2"), ("fc1",)
 
     def __init__(self, dim: int, hidden: int, act: str = "gelu", bias: bool = True, drop: float = 0.0):
         super().__init__()
@@ -142,6 +152,20 @@ class Mlp(nn.Module):
         """gamma fc2(act(fc1(x)))."""
         star = (self.act.scale, self.act.bias) if isinstance(self.act, StarReLU) else None
         return mlp(x, (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias), star, gamma)
+
+
+class SwiGLU(nn.Module):
+    """fc2(silu(fc1(x)) * fc3(x)), channels C -> hidden -> C (https://arxiv.org/abs/2002.05202)."""
+
+    projections, entries = ("fc1", "fc2", "fc3"), ("fc1", "fc3")
+
+    def __init__(self, dim: int, hidden: int, bias: bool = False):
+        super().__init__()
+        self.fc1, self.fc3 = Linear(dim, hidden, bias), Linear(dim, hidden, bias)
+        self.fc2 = Linear(hidden, dim, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------------------------------------------- residual joins
@@ -263,6 +287,11 @@ class Block(Seams):
             t = self.after_mixer(t, probe)
         return replace(t, x=add_mlp(self.add2, self.ffn, t.x, self.norm2(t.x)))
 
+    def fold_(self) -> None:
+        if self.after_norm is None:  # what stands there looks at normalised tokens
+            self.norm1 = into_readers(self.norm1, entries(self.mixer))
+        self.norm2 = into_readers(self.norm2, entries(self.ffn))
+
 
 class InvertedBlock(Seams):
     """mixer -> norm -> ffn -> add: one residual around both, as in ConvNeXt."""
@@ -356,6 +385,12 @@ class EachBlock(BlockSpec):
 
     def sized(self, grid: tuple[int, int]) -> "EachBlock":
         return EachBlock(tuple(sized(b, grid) for b in self.blocks))
+
+
+def exact_ratio(hidden: int, dim: int) -> float:
+    """The ratio with which int(dim * ratio) is `hidden`, which hidden / dim may miss by rounding."""
+    ratio = hidden / dim
+    return ratio if int(dim * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def join(dim: int, scale: float | None, scale_residual: bool, drop_path: float) -> Add:

@@ -56,7 +56,8 @@ def cached(weights: Weights) -> Path | None:
 def _local_paths(weights: Weights) -> list[Path]:
     folder = checkpoints_folder()
     if not weights.url.startswith(HUB):
-        return [folder / Path(unquote(urlsplit(weights.url).path)).name]
+        parts = urlsplit(weights.url)
+        return [folder / Path(unquote(parts.fragment or parts.path)).name]  # PAGE#FILE: a file that a page links
     repository, _, file = hub_parts(weights.url)
     names = (file,) if file else HUB_FILES
     return [folder / "--".join((*repository.split("/"), *name.split("/"))) for name in names]

@@ -14,9 +14,14 @@ def parameters(model: nn.Module) -> tuple[int, int]:
     state = model.state_dict()
     frozen += sum(
         b.numel() for n, b in model.named_buffers()
-        if n in state and not n.endswith(("running_mean", "running_var", "num_batches_tracked"))
+        if n in state and not n.endswith(("running_mean", "running_var")) and not is_counter(b)
     )  # fmt: skip
     return trained + frozen, trained
+
+
+def is_counter(value: torch.Tensor) -> bool:
+    """A number of steps, such as batch norms keep."""
+    return value.ndim == 0 and not value.is_floating_point()
 
 
 def macs(model: nn.Module, size: Sequence[int]) -> int:
@@ -24,6 +29,13 @@ def macs(model: nn.Module, size: Sequence[int]) -> int:
     `size` (C, H, W). Elementwise work, norms and pooling are not counted. The model's weights are not read: pass one on
     the meta device to count without allocating."""
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *size, device=device, dtype=dtype))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    for p in trained:  # torch's counter hooks onto gradients, which a module that returns its parameter does not have
+        p.requires_grad_(False)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(torch.empty(1, *size, device=device, dtype=dtype))
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
     return int(counter.get_total_flops() // 2)

@@ -58,6 +58,9 @@ def fetch(weights: Weights, *, offline: bool | None = None) -> Path:
     if (path := cached(weights)) is not None:
         return path
     name, place = name_of(weights), local_path(weights)
+    page, _, file = weights.url.partition("#")
+    if file:
+        raise DownloadError(f"{name} cannot be fetched by itself: take {file} from {page} and put it at {place}")
     if offline_mode(offline):
         raise DownloadError(
             f"{name} is not in the cache and downloads are off (offline); run `patchloom weights get {name}` "

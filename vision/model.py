@@ -1,17 +1,18 @@
 """A classifier is a backbone and a head, with the methods that timm's users know; a pyramid is one for dense heads."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
+from .affine import into_readers
 from .backbone import Backbone, grids
-from .block import Linear, Tokens
+from .block import Linear, Tokens, is_plain
 from .fold import fold
 from .heads.classification import AttentionPool, Head, MlpHead, Widen
 from .norm import Norm
+
 
 class FeatureInfo(list[dict[str, Any]]):
     """What maps a model gives: a list of {num_chs, reduction, module}, and their columns by name."""
@@ -103,7 +104,7 @@ class Classifier(nn.Module):
         if x.ndim == 4:
             t = Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), (x.shape[2], x.shape[3]))
         else:
-            t = Tokens(x, None, tuple(p % x.shape[1] for p in self.special))
+            t = Tokens(x, None, self.places(x.shape[1]))
         return self.logits(t, pre_logits)
 
     def logits(self, t: Tokens, pre_logits: bool = False) -> Any:
@@ -112,7 +113,9 @@ class Classifier(nn.Module):
         if self.spec.pool == "distilled":
             pair = t.x[:, 0], t.x[:, 1]
         else:
-            x = self.late_norm(self.pooled(replace(t, x=self.widen(t.x))))
+            wide = replace(t, x=self.widen(t.x))
+            x = self.late_norm(self.pooled(wide))
+            t = wide if self.spec.wide_patches else t
             pair = x, x
         if pre_logits or self.num_classes == 0:
             return pair[0] if pair[0] is pair[1] else (pair[0] + pair[1]) / 2
@@ -155,6 +158,11 @@ class Classifier(nn.Module):
         """Where the special tokens stand in what `forward_features` gives."""
         neck = self.spec.neck
         return self.backbone.special if neck is None or neck.special is None else neck.special
+
+    def places(self, length: int) -> tuple[int, ...]:
+        """`special` in a sequence of `length` tokens."""
+        stem = self.backbone.stem_spec
+        return stem.places(length) if self.special == stem.special else tuple(p % length for p in self.special)
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -208,7 +216,8 @@ class Classifier(nn.Module):
         two = self.spec.two or self.spec.pool == "distilled"
         self.head_dist = self.fresh_head() if two and num_classes else None
         by_patch = self.spec.patches is not None and num_classes
-        self.head_patches = Linear(self.num_features, num_classes) if by_patch else None
+        seen = self.head_hidden_size if self.spec.wide_patches else self.num_features
+        self.head_patches = Linear(seen, num_classes) if by_patch else None
 
     def fresh_head(self) -> nn.Module:
         dim, spec = self.head_hidden_size, self.spec
@@ -227,14 +236,27 @@ class Classifier(nn.Module):
     def set_distilled_training(self, enable: bool = True) -> None:
         """In training mode give the pair (class logits, distillation logits) instead of their mean (DeiT)."""
         if not (self.spec.two or self.spec.pool == "distilled"):
-            raise ValueError(f"{self.name or 'this model'} has no distillation token or second head; deit_*_distilled_* have one")
+            raise ValueError(
+                f"{self.name or 'this model'} has no distillation token or second head; deit_*_distilled_* have one"
+            )
         self.distilled_training = enable
 
     def set_patch_training(self, enable: bool = True) -> None:
         """In training mode give the pair (class logits, logits of every patch B N classes): token labelling."""
         if self.spec.patches is None:
-            raise ValueError(f"{self.name or 'this model'} has no head for its patches; svt_* and vit_resnas_* have one")
+            raise ValueError(
+                f"{self.name or 'this model'} has no head for its patches; svt_* and vit_resnas_* have one"
+            )
         self.patch_training = enable
+
+    def fold_(self) -> None:
+        """The norm that remains goes into the heads, where they read tokens or their mean."""
+        heads = [h for h in (self.head, self.head_dist, self.head_patches) if h is not None]
+        linear = self.global_pool != "" and all(is_plain(h) for h in heads)
+        direct = linear and self.attention_pool is None and isinstance(self.widen, nn.Identity)
+        self.norm = into_readers(self.norm, heads if direct else [])
+        pooled = [h for h in heads if h is not self.head_patches]
+        self.late_norm = into_readers(self.late_norm, pooled if linear else [])
 
     def fold(self) -> "Classifier":
         """A copy for inference with batch norms and side branches folded into the weights: equal at 1e-5, faster, and
@@ -247,7 +269,7 @@ class Classifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Position embeddings, special tokens and relative position tables, as their authors left them out."""
-        return {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
+        return undecayed(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into stem, blocks (or stages) and head, for layer-wise rates."""
@@ -314,7 +336,16 @@ class Pyramid(nn.Module):
         return fold(self)
 
     def no_weight_decay(self) -> set[str]:
-        return {n for n, _ in self.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
+        return undecayed(self)
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Tables of positions, special tokens, and the parameters of modules that say `no_weight_decay = True`."""
+    named = {n for n, _ in model.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
+    modules = {
+        n: m for n, m in model.named_modules() if m is not model and getattr(m, "no_weight_decay", False) is True
+    }
+    return named | {f"{n}.{p}" for n, m in modules.items() for p, _ in m.named_parameters(recurse=False)}
 
 
 def spread(depth: int, count: int = 4) -> list[int]:
@@ -356,9 +387,16 @@ def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str,
         "input_size": (model.in_chans, *size), "pool_size": pool_size(model.backbone, size), "fixed_input_size": False,
         "crop_pct": 1.0, "crop_mode": "center", "interpolation": "bicubic",
         "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225),
-        "first_conv": "backbone.stem." + next(n for n, m in stem.named_modules() if isinstance(m, nn.Conv2d)),
+        "first_conv": "backbone.stem." + first_layer(stem),
         "classifier": classifier,
     }  # fmt: skip
+
+
+def first_layer(stem: nn.Module) -> str:
+    """The name of its first convolution, or first linear layer where it has none."""
+    kinds: tuple[type[nn.Module], ...] = (nn.Conv2d, nn.Linear)
+    names: list[str] = [n for kind in kinds for n, m in stem.named_modules() if isinstance(m, kind)]
+    return names[0]
 
 
 __all__ = ["Classifier", "FeatureInfo", "Head", "Pyramid"]

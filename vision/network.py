@@ -29,13 +29,18 @@ class Dense:
 @dataclass(frozen=True)
 class Rules:
     """How a checkpoint's names become ours. Every name matches one of `rename` (theirs -> ours, the whole name; of
-    several that fit, the first whose result the model has) or of `drop`; `pyramid` are those that a backbone without
-    head leaves out as well.
+    several that fit, the first whose result the model has) or, where there is none, of `drop`; `pyramid` are those that
+    a backbone without head leaves out as well.
 
     Several tensors of theirs may fill one of ours: `mixer.qkv.weight[2/3]` is the third of its three equal parts.
     `flatten`: weights of 1x1 convolutions, theirs, that are linear layers here.
     `convert`: (our names, function): what such a tensor of theirs becomes, given our module that holds it (rows in
     another order, say); before parts are put together.
+    `number`: a name of theirs -> the same counted by stage and block, before `rename`; for files that count blocks
+    through all stages.
+    `split`: tensors of theirs that are several of ours, `name[0]`, `name[1]`, … along their second dimension.
+    `stacked`: (theirs, n): tensors that are n of ours, `name[0]` …, equal parts of their first dimension.
+    `copies`: names of theirs under which another's tensor stands once more (shared weights): equal, or absent.
     `ones`: scales of ours that are 1 where a file has none of them.
     `check`: buffers that can be computed: dropped, but first compared with what it gives, where it gives something.
     """
@@ -48,6 +53,10 @@ class Rules:
     ones: tuple[str, ...] = ()
     dense: tuple[tuple[str, str], ...] = ()  # norms per stage, only in the detection form
     check: Callable[[str, Tensor, "Classifier | Pyramid"], Tensor | None] | None = field(default=None, compare=False)
+    number: Callable[[str, "Classifier | Pyramid"], str] | None = field(default=None, compare=False)
+    split: tuple[str, ...] = ()
+    stacked: tuple[tuple[str, int], ...] = ()
+    copies: tuple[tuple[str, str], ...] = ()  # theirs -> theirs
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,17 @@ def resize(
     return m.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
 
 
+def resize_pairs(matrix: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """A number for each pair of places, (h*w h*w) on `grid`, read as a map over (y, x, y', x') and resized bilinearly
+    to the grid `to`."""
+    if grid == to:
+        return matrix
+    (h, w), (y, x) = grid, to
+    r = F.interpolate(matrix.view(1, h * w, h, w), to, mode="bilinear", align_corners=False)
+    r = r.view(h, w, y * x).permute(2, 0, 1)[None]  # 1 y*x(keys) h w(queries)
+    return F.interpolate(r, to, mode="bilinear", align_corners=False).view(y * x, y * x).mT
+
+
 def sinusoid(count: int, dim: int) -> Tensor:
     """(1 N C): sin (even j) or cos (odd j) of p / 10000^(2 floor(j/2) / C) for place p."""
     j = torch.arange(dim)
@@ -30,9 +41,10 @@ def sinusoid(count: int, dim: int) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """Puts k special tokens in front and adds a position embedding that was made for `grid`, resized to the image's.
+    """Puts k special tokens in front (or in the middle, or at the end) and adds a position embedding that was made for
+    `grid`, resized to the image's.
 
-    The table has rows for the special tokens as well, in front; those are never resized.
+    The table has rows for the special tokens as well, where they stand, unless told otherwise; they are never resized.
     """
 
     table: Tensor
@@ -42,6 +54,7 @@ class Embedding(nn.Module):
         self.spec = spec
         k, n = spec.special, spec.grid[0] * spec.grid[1]
         self.tokens = nn.ParameterList(nn.init.normal_(torch.empty(1, 1, dim), std=spec.token_std) for _ in range(k))
+        self.rows = k = k if spec.rows else 0
         if spec.kind == "learned":
             self.table = nn.Parameter(nn.init.normal_(torch.empty(1, k + n, dim), std=spec.std))
         else:
@@ -52,34 +65,52 @@ class Embedding(nn.Module):
         assert t.grid is not None
         k = self.spec.special
         x = t.x
+        if not self.spec.rows:
+            x = x + self.resized(t.grid).to(x.dtype)
         if k:
-            x = torch.cat([*(p.expand(x.shape[0], -1, -1).to(x.dtype) for p in self.tokens), x], 1)
-        x = x + self.resized(t.grid).to(x.dtype)
-        return replace(t, x=self.drop(x), special=tuple(range(k)))
+            tokens = [p.expand(x.shape[0], -1, -1).to(x.dtype) for p in self.tokens]
+            p = self.place(x.shape[1])
+            x = torch.cat([x[:, :p], *tokens, x[:, p:]], 1)
+        p = self.place(x.shape[1] - k)
+        if self.spec.rows:
+            x = x + self.resized(t.grid).to(x.dtype)
+        return replace(t, x=self.drop(x), special=tuple(range(p, p + k)))
+
+    def place(self, patches: int) -> int:
+        """Where the special tokens begin in a sequence with so many patches."""
+        return {"first": 0, "middle": patches // 2, "last": patches}[self.spec.where]
 
     def resized(self, grid: tuple[int, int]) -> Tensor:
         """(1 k+N C) for the given grid."""
-        k, spec, table = self.spec.special, self.spec, self.table
+        k, spec, table = self.rows, self.spec, self.table
         if grid == spec.grid:
             return table
         if spec.kind == "sinusoid":  # a function of the place: computed, not resampled
             return sinusoid(k + grid[0] * grid[1], table.shape[-1]).to(table)
-        return torch.cat([table[:, :k], resize(table[:, k:], spec.grid, grid, spec.resize)], 1)
+        return self.fitted(table, spec.grid, grid)
 
     def resample(self, name: str, value: Tensor) -> Tensor | None:
         """A published table made for another square grid, resampled to this one; None where it is none."""
-        k, want = self.spec.special, self.table.shape
+        k, want = self.rows, self.table.shape
         if name != "table" or value.ndim != 3 or value.shape[-1] != want[-1]:
             return None
         side = round((value.shape[1] - k) ** 0.5)
         if side * side + k != value.shape[1]:
             return None
-        return torch.cat([value[:, :k], resize(value[:, k:], (side, side), self.spec.grid, self.spec.resize)], 1)
+        return self.fitted(value, (side, side), self.spec.grid)
+
+    def fitted(self, table: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+        """(1 k+N C) resized from `grid` to another, but for the rows of special tokens."""
+        k, spec = self.rows, self.spec
+        p, q = self.place(grid[0] * grid[1]), self.place(to[0] * to[1])
+        rest = resize(torch.cat([table[:, :p], table[:, p + k :]], 1), grid, to, spec.resize, spec.antialias)
+        return torch.cat([rest[:, :q], table[:, p : p + k], rest[:, q:]], 1)
 
 
 @dataclass(frozen=True)
 class Position:
-    """A learned or sinusoidal position embedding made for a (height, width) grid, and `special` tokens in front."""
+    """A learned or sinusoidal position embedding made for a (height, width) grid, and `special` tokens in front, in the
+    middle of the sequence (behind half of the patches, rounded down) or at its end."""
 
     grid: tuple[int, int]
     kind: Literal["learned", "sinusoid"] = "learned"
@@ -88,6 +119,17 @@ class Position:
     token_std: float = 0.0
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     drop: float = 0.0
+    antialias: bool = True  # of the bicubic resize
+    where: Literal["first", "middle", "last"] = "first"
+    rows: bool = True  # special tokens have rows of the table too
+
+    @property
+    def places(self) -> tuple[int, ...]:
+        """Where the special tokens stand in a sequence of the grid that it was made for; negative: from its end."""
+        if self.where == "last":
+            return tuple(range(-self.special, 0))
+        first = self.grid[0] * self.grid[1] // 2 if self.where == "middle" else 0
+        return tuple(range(first, first + self.special))
 
     def build(self, dim: int) -> nn.Module:
         if self.kind not in ("learned", "sinusoid"):

@@ -13,7 +13,8 @@ Form = Literal["classifier", "dense"]
 class Weights:
     """A file of weights under a tag: `swin_tiny.ms_in1k` is the variant swin_tiny with the tag ms_in1k.
 
-    `url` is an address, or `hf-hub:OWNER/NAME[@REVISION][/FILE]` (FILE is model.safetensors where none is given).
+    `url` is an address, PAGE#FILE where a file must be taken from a page by hand, or
+    `hf-hub:OWNER/NAME[@REVISION][/FILE]` (FILE is model.safetensors where none is given).
     `sha256` may be the whole digest or its first digits (torch hub puts eight into file names).
     The state dict lies under the key `wrapper` of the file, and there under names that begin with `prefix`.
     `source` says whose names the tensors have: the authors', timm's or transformers'.

@@ -1,5 +1,6 @@
 """What turns an image into the first tokens, and what halves a map between stages."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -8,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .block import Linear, Norm, Tokens
+from .affine import into_convolution, into_readers
+from .block import Linear, Norm, Tokens, is_plain, unhooked
 from .mixers.convolution import convolve
 from .position import Position
 from .spec import Spec
@@ -36,6 +38,10 @@ class Convolution(nn.Module):
                 f"a {h}x{w} map is smaller than the {self.kernel}x{self.kernel} kernel: use a larger image"
             )
         return self.norm(convolve(self.conv, m))  # type: ignore[no-any-return]
+
+    def fold_(self) -> None:
+        if unhooked(self.conv):
+            self.norm = into_convolution(self.norm, self.conv)
 
 
 class MapStem(nn.Module):
@@ -91,6 +97,9 @@ class Interleave(nn.Module):
         x = m.view(b, h, 2, w, 2, c).permute(0, 1, 3, 4, 2, 5).reshape(b, h * w, 4 * c)  # columns outside, rows inside
         return replace(t, x=self.reduction(self.norm(x)), grid=(h, w))
 
+    def fold_(self) -> None:
+        self.norm = into_readers(self.norm, [self.reduction] if is_plain(self.reduction) else [])
+
 
 class DownConv(nn.Module):
     """A strided convolution between two stages."""
@@ -121,6 +130,10 @@ class Stem(Spec):
     def special(self) -> tuple[int, ...]:
         return ()
 
+    def places(self, length: int) -> tuple[int, ...]:
+        """`special` in a sequence of `length` tokens."""
+        return tuple(p % length for p in self.special)
+
     def build(self, channels: int, dim: int) -> nn.Module:
         raise AssertionError(f"{type(self).__name__} does not say what it builds")
 
@@ -141,6 +154,20 @@ class Down(Spec):
         raise AssertionError(f"{type(self).__name__} does not say what it builds")
 
 
+def special_of(position: Position | None) -> tuple[int, ...]:
+    return () if position is None else position.places
+
+
+def places_in(position: Position | None, length: int) -> tuple[int, ...]:
+    """The special tokens of a position embedding in a sequence of `length`, its special tokens among them."""
+    if position is None:
+        return ()
+    if position.where != "middle":
+        return tuple(p % length for p in position.places)
+    first = (length - position.special) // 2
+    return tuple(range(first, first + position.special))
+
+
 @dataclass(frozen=True)
 class Patchify(Stem):
     """patch x patch patches by one convolution, with a norm behind it (or none), special tokens and positions.
@@ -157,7 +184,10 @@ class Patchify(Stem):
 
     @property
     def special(self) -> tuple[int, ...]:
-        return () if self.position is None else tuple(range(self.position.special))
+        return special_of(self.position)
+
+    def places(self, length: int) -> tuple[int, ...]:
+        return places_in(self.position, length)
 
     def sized(self, grid: tuple[int, int]) -> "Patchify":
         return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
@@ -177,10 +207,22 @@ class ConvStem(Stem):
     stride: int = 4
     padding: int = 2
     norm: Norm | None = None
+    position: Position | None = None
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        return special_of(self.position)
+
+    def places(self, length: int) -> tuple[int, ...]:
+        return places_in(self.position, length)
+
+    def sized(self, grid: tuple[int, int]) -> "ConvStem":
+        return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         conv = nn.Conv2d(channels, dim, self.kernel, self.stride, self.padding)
-        return MapStem(Convolution(conv, None, None if self.norm is None else self.norm.build(dim)))
+        position = None if self.position is None else self.position.build(dim)
+        return MapStem(Convolution(conv, None, None if self.norm is None else self.norm.build(dim)), position)
 
 
 @dataclass(frozen=True)
@@ -221,9 +263,11 @@ class Strided(Down):
     padding: int = 1
     norm: Norm | None = None
     after: Norm | None = None
+    depthwise: bool = False  # each channel (or group of them) becomes out / dim by itself
 
     def build(self, dim: int, out: int) -> nn.Module:
-        conv = nn.Conv2d(dim, out, self.kernel, self.stride, self.padding)
+        groups = math.gcd(dim, out) if self.depthwise else 1
+        conv = nn.Conv2d(dim, out, self.kernel, self.stride, self.padding, groups=groups)
         before, after = (None if n is None else n.build(d) for n, d in ((self.norm, dim), (self.after, out)))
         return DownConv(Convolution(conv, before, after))
 

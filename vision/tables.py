@@ -4,7 +4,21 @@ from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 
-from .families import cct_weights, convnext_weights, metaformer_weights, swin_weights, vit_weights
+from .families import (
+    cct_weights,
+    convnext_weights,
+    cvt_weights,
+    efficientformer_weights,
+    illama_weights,
+    metaformer_weights,
+    sret_weights,
+    swin_weights,
+    t2t_weights,
+    tinyvit_weights,
+    tnt_weights,
+    vit_resnas_weights,
+    vit_weights,
+)
 from .published import Weights
 
 WEIGHTS: dict[str, tuple[Weights, ...]] = {
@@ -13,11 +27,35 @@ WEIGHTS: dict[str, tuple[Weights, ...]] = {
     **metaformer_weights.WEIGHTS,
     **convnext_weights.WEIGHTS,
     **cct_weights.WEIGHTS,
+    **cvt_weights.WEIGHTS,
+    **tinyvit_weights.WEIGHTS,
+    **efficientformer_weights.WEIGHTS,
+    **illama_weights.WEIGHTS,
+    **sret_weights.WEIGHTS,
+    **vit_resnas_weights.WEIGHTS,
+    **t2t_weights.WEIGHTS,
+    **tnt_weights.WEIGHTS,
 }
 
 # millions of parameters, to tell about how large a download is whose size nobody states (a test counts them)
 # fmt: off
 MILLIONS: dict[str, float] = {
+    "cvt_13": 20.0, "cvt_13_384": 20.0, "cvt_21": 31.6, "cvt_21_384": 31.6, "cvt_w24_384": 277.2,
+    "tiny_vit_5m": 5.4, "tiny_vit_11m": 11.0, "tiny_vit_21m": 21.2, "tiny_vit_21m_384": 21.2, "tiny_vit_21m_512": 21.3,
+    "tiny_vit_5m_22k": 12.1, "tiny_vit_11m_22k": 20.4, "tiny_vit_21m_22k": 33.2, "efficientformer_l1": 12.3,
+    "efficientformer_l3": 31.4, "efficientformer_l7": 82.2, "efficientformerv2_s0": 3.6, "efficientformerv2_s1": 6.2,
+    "efficientformerv2_s2": 12.7, "efficientformerv2_l": 26.3,
+    "sret_t": 4.8, "sret_t_wo_slice": 4.8, "sret_lt": 5.0, "sret_lt_wo_slice": 5.0, "sret_lt_16_14_1": 5.0,
+    "sret_s": 20.9, "sret_s_wo_slice": 20.9, "sret_t_distill": 4.8, "sret_t_wo_slice_distill": 4.8,
+    "sret_lt_distill": 5.0, "sret_lt_wo_slice_distill": 5.0, "sret_t_wo_slice_384": 4.9, "sret_s_wo_slice_384": 21.1,
+    "sret_s_wo_slice_512": 21.3, "vit_resnas_tiny": 41.5, "vit_resnas_small": 64.6, "vit_resnas_medium": 97.3,
+    "vit_resnas_medium_280": 97.4, "vit_resnas_medium_336": 97.5, "vit_resnas_medium_392": 97.6,
+    "tnt_s_patch16_224": 23.8, "tnt_b_patch16_224": 65.4,
+    "t2t_vit_7": 4.3, "t2t_vit_10": 5.9, "t2t_vit_12": 6.9, "t2t_vit_14": 21.5, "t2t_vit_14_384": 21.7,
+    "t2t_vit_19": 39.2,
+    "t2t_vit_24": 64.1, "t2t_vit_t_14": 21.5, "t2t_vit_t_19": 39.2, "t2t_vit_t_24": 64.1,
+    "illama_tiny": 5.7, "illama_small": 22.0, "illama_base": 86.5, "illama_base_384": 86.8, "illama_large": 310.4,
+    "illama_large_384": 310.8,
     "vit_tiny_patch16_224": 5.7, "vit_tiny_patch16_384": 5.8, "vit_small_patch32_224": 22.9,
     "vit_small_patch32_384": 22.9, "vit_small_patch16_224": 22.1, "vit_small_patch16_384": 22.2,
     "vit_base_patch32_224": 88.2, "vit_base_patch32_384": 88.3, "vit_base_patch16_224": 86.6,
@@ -82,7 +120,8 @@ def name_of(weights: Weights) -> str:
 def find_file(path: str | PathLike[str]) -> tuple[str, Weights] | None:
     """The variant and weights whose published file has this file's name, if the name is of one only."""
     name = Path(path).name
-    found = [(variant, w) for variant, rows in WEIGHTS.items() for w in rows if w.url.endswith(f"/{name}")]
+    ends = (f"/{name}", f"#{name}")
+    found = [(variant, w) for variant, rows in WEIGHTS.items() for w in rows if w.url.endswith(ends)]
     return found[0] if found and name not in ("model.safetensors", "pytorch_model.bin") else None
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .count import is_counter
 from .families import FAMILIES
 from .model import Classifier, Pyramid
 from .network import Rules
@@ -78,10 +79,14 @@ class Attempt:
         self.problems: list[str] = []
         self.unknown = 0
         for name, value in state.items():
-            self.place(name, value, fresh_head)
+            if (first := self.first(name)) is not None:
+                self.compare_copy(name, value, first, state.get(first))
+            else:
+                self.take(name, value, fresh_head)
         self.leave_at_one()
         self.report.fresh = [n for n in self.own if n not in self.filled]
         missing = [n for n in self.report.fresh if not self.may_be_fresh(n, fresh_head)]
+        self.report.fresh = [n for n in self.report.fresh if not is_counter(self.own[n])]  # those stay as they are
         self.problems += [f"nothing fills {n} {tuple(self.own[n].shape)}" for n in missing]
 
     def leave_at_one(self) -> None:
@@ -90,12 +95,42 @@ class Attempt:
         if not any(n in self.filled for n in wanted):
             self.filled |= {n: torch.ones_like(self.own[n]) for n in wanted}
 
+    def first(self, name: str) -> str | None:
+        """The name under which the same tensor stands in the file already."""
+        copies = () if self.rules is None else self.rules.copies
+        return next((m.expand(to) for theirs, to in copies if (m := re.fullmatch(theirs, name))), None)
+
+    def compare_copy(self, name: str, value: Tensor, first: str, there: Tensor | None) -> None:
+        if there is None or not torch.equal(there, value):
+            fault = "is absent" if there is None else "differs"
+            self.problems.append(f"{name} is another name of {first}, which {fault}")
+        self.report.dropped.append(name)
+
+    def take(self, name: str, value: Tensor, fresh_head: bool) -> None:
+        pieces = self.apart(name, value)
+        if pieces is None:
+            return self.place(name, value, fresh_head)
+        for i, piece in enumerate(pieces):
+            self.place(f"{name}[{i}]", piece, fresh_head)
+            if (ours := self.report.matched.pop(f"{name}[{i}]", None)) is not None:
+                self.report.matched.setdefault(name, ours)
+
+    def apart(self, name: str, value: Tensor) -> list[Tensor] | None:
+        """The several tensors of ours that one of theirs holds; None where it is one."""
+        if self.rules is None or value.ndim == 0:
+            return None
+        count = next((n for pattern, n in self.rules.stacked if re.fullmatch(pattern, name)), None)
+        if count is not None and value.shape[0] % count == 0:
+            one = value.ndim > 1 and value.shape[0] == count
+            return [p[0] if one else p for p in value.chunk(count)]
+        return list(torch.split(value, 1, 1)) if value.ndim > 1 and matches(self.rules.split, name) else None
+
     def place(self, name: str, value: Tensor, fresh_head: bool) -> None:
-        if self.rules is not None and matches(self.rules.drop, name):
+        ours, part, parts = self.ours(name)
+        if ours is None and self.rules is not None and matches(self.rules.drop, name):
             self.compare(name, value)
             self.report.dropped.append(name)
             return
-        ours, part, parts = self.ours(name)
         head = ours is not None and ours.split(".")[0] in HEADS
         left_out = isinstance(self.model, Pyramid) and self.rules is not None and matches(self.rules.pyramid, name)
         if (ours is None and left_out) or (head and fresh_head):
@@ -139,6 +174,8 @@ class Attempt:
         if self.rules is None:
             return name if name in self.own else None, 0, 1
         rename = self.rules.rename
+        if self.rules.number is not None:
+            name = self.rules.number(name, self.model)
         if isinstance(self.model, Pyramid) and self.model.norms:
             rename = (*self.rules.dense, *rename)
         found = (m.expand(to) for theirs, to in rename if (m := re.fullmatch(theirs, name)))
@@ -164,7 +201,7 @@ class Attempt:
         else."""
         name = ours.rpartition(".")[2]
         host = self.model.get_submodule(ours.rpartition(".")[0])
-        return host.resample(name, value) if hasattr(host, "resample") else None  # type: ignore[operator, no-any-return]
+        return host.resample(name, value) if hasattr(host, "resample") else None  # type: ignore[operator]
 
     def compare(self, name: str, value: Tensor) -> None:
         """A buffer that can be computed must be what we compute."""
@@ -179,8 +216,8 @@ class Attempt:
             return not any(n.startswith("norms.") for n in self.filled)
         if fresh_head and top in HEADS:
             return True
-        if top != "head" and ours.endswith("num_batches_tracked"):
-            return True  # a counter that older files lack
+        if top != "head" and is_counter(self.own[ours]):
+            return True  # that files may lack
         host = self.model.get_submodule(ours.rpartition(".")[0])
         return isinstance(host, Embedding) and host.spec.kind == "sinusoid" and ours.endswith("table")
 
@@ -215,7 +252,7 @@ def families_of(state: Mapping[str, Tensor]) -> set[str]:
     """The families under whose rules every name of a checkpoint has a place."""
 
     def fits(r: Rules, n: str) -> bool:
-        return any(re.fullmatch(p, n) for p, _ in (*r.rename, *r.dense)) or matches(r.drop, n)
+        return any(re.fullmatch(p, n) for p, _ in (*r.rename, *r.dense, *r.copies)) or matches(r.drop, n)
 
     return {f for f, m in FAMILIES.items() if any(all(fits(r, n) for n in state) for r in m.RULES.values())}
 

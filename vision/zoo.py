@@ -19,8 +19,15 @@ from .parts import path_of, plain, unplain
 from .published import Weights
 from .weights import load_published, published
 
-MODULES = {"vision_transformer": "vit", "deit": "vit", "swin_transformer": "swin"}  # timm's modules -> our families
+MODULES = {  # timm's modules -> our families
+    "vision_transformer": "vit",
+    "deit": "vit",
+    "swin_transformer": "swin",
+    "tiny_vit": "tinyvit",
+    "efficientformer_v2": "efficientformer",
+}
 VARIANTS: dict[str, Network] = {name: n for family in FAMILIES.values() for name, n in family.VARIANTS.items()}
+ALIASES: dict[str, str] = {a: n for f in FAMILIES.values() for a, n in getattr(f, "ALIASES", {}).items()}  # short names
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,14 @@ class Resolved:
 
 def resolve(name: str) -> Resolved:
     """`variant`, `variant.tag`; a variant with `_dense`, `_feat`, `_oblong` or an image size behind it names its
-    detection form, the same on a map that is not square, or the same at that size."""
-    base, _, tag = name.partition(".")
-    dense, size = False, None
-    if base not in VARIANTS and (m := re.fullmatch(r"(.+)_(dense|feat|oblong|\d+)", base)) and m[1] in VARIANTS:
-        base, dense = m[1], m[2] in ("dense", "feat")
-        size = int(m[2]) if m[2].isdigit() else None
+    detection form, the same on a map that is not square, or the same at that size; both may stand there."""
+    whole, _, tag = name.partition(".")
+    base, dense, size = ALIASES.get(whole, whole), False, None
+    while base not in VARIANTS and (m := re.fullmatch(r"(.+)_(dense|feat|oblong|\d+)", base)):
+        base, dense = ALIASES.get(m[1], m[1]), dense or m[2] in ("dense", "feat")
+        size = int(m[2]) if m[2].isdigit() else size
     if base not in VARIANTS:
+        base = whole
         raise ValueError(f"no model {name!r}; {near(base, VARIANTS)}")
     weights = published(base)
     if tag and tag not in {w.tag for w in weights}:

@@ -16,12 +16,15 @@ from patchloom.train.recipes import recipes
 RECIPES = {recipe.name: recipe for recipe in recipes()}
 CONFIGS = Path(patchloom.__file__).parent / "configs"
 EXPECTED = {
-    "shapes/cct", "shapes/hybrid", "cifar10/cct", "cifar10/cct_7", "folder/swin_tiny", "folder/convnext_tiny",
+    "shapes/cct", "shapes/hybrid", "shapes/slab_swin", "cifar10/cct", "cifar10/cct_7", "cifar10/scratch",
+    "folder/swin_tiny", "folder/convnext_tiny",
     "folder/cct_7", "imagenet/swin_tiny", "imagenet/convnext_tiny", "imagenet/poolformer_s12",
     "imagenet/caformer_s18", "imagenet/deit_small_patch16_224",
+    "shapes/resformer_sizes", "imagenet/resformer_tiny", "imagenet/illama_tiny", "imagenet/vit_resnas_tiny",
 }  # fmt: skip
 SMALL = {  # a shrunk stand-in of the same family where the recipe's own network would take seconds a step
     "imagenet/caformer_s18": ["--model.model.img_size", "32"],
+    "imagenet/vit_resnas_tiny": ["--model.model.img_size", "112"],  # four cells
     "imagenet/deit_small_patch16_224": ["--model.model.name", "deit_tiny_patch16_224"],
 }
 

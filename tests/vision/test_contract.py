@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from vision_tiny import distinct, tiny_classifier, tiny_pyramid
 
 from patchloom.vision.zoo import VARIANTS, create_model, describe, list_models, rebuild
@@ -14,6 +15,10 @@ SIZES = [(64, 64), (96, 160), (97, 131)]
 NO_EFFECT = {  # parameters of the original that no output depends on: their gradient is zero up to rounding
     r"poolformer_.*": r".*norm1\.bias",  # pooling minus identity cancels constants
     r"(cct|cvt)_.*": r"attention_pool\.score\.bias",  # so does a softmax
+    r"cvt_(13|21|w24).*": r".*stages\.2\.blocks\.1\.mixer\.conv_q\..*",  # only the class token goes on: unconvolved
+    r"resformer_.*": r".*blocks\.1\.mixer\.local\..*",  # of the last block only the class token goes on, which has none
+    r"gmm_pit.*": r".*stages\.2\.blocks\.1\.mixer\.mask\..*",  # only the class token goes on, which no mask weighs
+    r"gmm_cait_slm.*": r".*mixer\.before",  # its matrix begins at 0, and so do all scores that this mixes
 }
 
 
@@ -47,6 +52,8 @@ def test_every_parameter_gets_a_gradient(name):
     model = tiny_classifier(name).train()
     if model.head_patches is not None:
         model.set_patch_training()
+    with torch.no_grad():
+        model(image((96, 160)))  # progressive norms are layer norms alone in their first step
     out = model(image((96, 160)))
     sum(y.square().mean() for y in (out if isinstance(out, tuple) else (out,))).backward()
     dead = [
@@ -67,14 +74,16 @@ def test_checkpointing_changes_nothing(name):
     model, x = tiny_classifier(name).eval(), image((97, 131))
     want = model(x)
     want.square().mean().backward()
-    grads = {n: p.grad.clone() for n, p in model.named_parameters()}
+    grads = {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()}  # None: trains only
     model.zero_grad()
     model.set_grad_checkpointing()
     got = model(x)
     got.square().mean().backward()
     torch.testing.assert_close(got, want)
     for n, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, grads[n], msg=n)
+        assert (p.grad is None) == (grads[n] is None), n
+        if p.grad is not None:
+            torch.testing.assert_close(p.grad, grads[n], msg=n)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,6 +115,19 @@ def test_autocast_gives_finite_numbers_in_half_precision(name):
     with torch.autocast("cpu", torch.bfloat16):
         out = tiny_classifier(name).eval()(image())
     assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_folding_changes_no_number(name):
+    torch.manual_seed(0)
+    model, x = tiny_classifier(name).train(), image()
+    with torch.no_grad():
+        model(x)  # statistics that are not 0 and 1
+        model.eval()
+        folded, want = model.fold(), model(x)
+        torch.testing.assert_close(folded(x), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+        torch.testing.assert_close(model(x), want, rtol=0, atol=0)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -83,7 +83,8 @@ def test_wrong_arguments_are_named():
 
 
 @pytest.mark.parametrize(("name", "kind", "size"), [
-    ("swin_tiny_dense", Pyramid, 224), ("poolformer_s12_feat", Pyramid, 224), ("swin_tiny_256", Classifier, 256),
+    ("swin_tiny_dense", Pyramid, 224), ("swin_tiny_160_dense", Pyramid, 160), ("swin_tiny_dense_160", Pyramid, 160),
+    ("poolformer_s12_feat", Pyramid, 224), ("swin_tiny_256", Classifier, 256),
     ("cct_7_7x2_224_oblong", Classifier, 224), ("vit_tiny_patch16_224_384", Classifier, 384),
     ("swin_tiny_c24_256", Classifier, 256),
 ])  # fmt: skip

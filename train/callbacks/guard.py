@@ -106,7 +106,9 @@ def first_bad_layer(module: L.LightningModule, batch: Any) -> str:
     """Goes forward once more with a hook on every layer. Random parts (dropout, mixing) draw anew, so nothing may be
     found.
     """
-    image = batch[0] if isinstance(batch, (tuple, list)) else batch
+    image = batch
+    while isinstance(image, (tuple, list)):  # the first of several views
+        image = image[0]
     if any(not finite(x) for x in tensors(batch)):
         return "the batch holds bad numbers already"
     network = getattr(module, "model", module)

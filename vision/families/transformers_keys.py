@@ -1,4 +1,4 @@
-"""transformers' names of Swin, ConvNeXt, ViT, DeiT and PoolFormer -> the published ones (timm's for ViT and DeiT).
+"""transformers' names of Swin, ConvNeXt, ViT, DeiT, PoolFormer and CvT -> the published ones (timm's for ViT and DeiT).
 
 transformers keeps query, key and value apart; where the publisher has one layer they are stacked in this order. Its ViT
 and DeiT have eps 1e-12 in their norms where the authors and timm have 1e-6: a difference of about 1e-5 in the logits.
@@ -30,7 +30,35 @@ _VIT: Renames = (
     (r"pooler\.dense\.\w+|embeddings\.mask_token", ""),  # of the pre-training
 )
 _SWIN_BLOCK = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+_CVT_BLOCK = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_CVT_EMBED = r"encoder\.stages\.(\d+)\.embedding\.convolution_embeddings\."
+
+
+def _cvt_part(full: str) -> Renames:
+    """CvT keeps its three projections apart, as its authors do."""
+    theirs, to = _CVT_BLOCK + r"attention\.attention\.", r"stage\1.blocks.\2.attn."
+    conv = theirs + rf"convolution_projection_{full}\.convolution_projection\."
+    return (
+        (conv + r"convolution\.(\w+)", to + rf"conv_proj_{full[0]}.conv.\3"),
+        (conv + r"normalization\.(\w+)", to + rf"conv_proj_{full[0]}.bn.\3"),
+        (theirs + rf"projection_{full}\.(\w+)", to + rf"proj_{full[0]}.\3"),
+    )
+
+
 RENAMES: dict[str, Renames] = {
+    "cvt": (
+        *(rule for full in ("query", "key", "value") for rule in _cvt_part(full)),
+        (_CVT_BLOCK + r"attention\.output\.dense\.(\w+)", r"stage\1.blocks.\2.attn.proj.\3"),
+        (_CVT_BLOCK + r"intermediate\.dense\.(\w+)", r"stage\1.blocks.\2.mlp.fc1.\3"),
+        (_CVT_BLOCK + r"output\.dense\.(\w+)", r"stage\1.blocks.\2.mlp.fc2.\3"),
+        (_CVT_BLOCK + r"layernorm_before\.(\w+)", r"stage\1.blocks.\2.norm1.\3"),
+        (_CVT_BLOCK + r"layernorm_after\.(\w+)", r"stage\1.blocks.\2.norm2.\3"),
+        (_CVT_EMBED + r"projection\.(\w+)", r"stage\1.patch_embed.proj.\2"),
+        (_CVT_EMBED + r"normalization\.(\w+)", r"stage\1.patch_embed.norm.\2"),
+        (r"encoder\.stages\.(\d+)\.cls_token", r"stage\1.cls_token"),
+        (r"layernorm\.(\w+)", r"norm.\1"),
+        (r"classifier\.(\w+)", r"head.\1"),
+    ),
     "vit": _VIT,
     "deit": _VIT,
     "swin": (

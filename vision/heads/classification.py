@@ -6,7 +6,8 @@ from typing import Literal, cast
 from torch import Tensor, nn
 
 from ..block import ACTIVATIONS, Linear
-from ..norm import BatchNorm, Norm
+from ..conv import LinearNorm
+from ..norm import Norm
 from ..spec import Spec
 
 Pool = Literal["mean", "token", "distilled", "attention"]
@@ -41,6 +42,7 @@ class Head:
     widen: int | None = None  # linear layer, batch norm and SiLU on every token before the pooling, to this width
     two: bool = False  # a second linear layer beside the first, for distillation; the answer is their mean
     patches: float | None = None  # token labelling: see Classifier.head_patches
+    wide_patches: bool = False  # those logits come from the widened tokens
 
 
 class AttentionPool(nn.Module):
@@ -69,14 +71,8 @@ class MlpHead(nn.Module):
         return self.fc2(self.drop(self.norm(self.act(self.fc1(x)))))  # type: ignore[no-any-return]
 
 
-class Widen(nn.Module):
+class Widen(LinearNorm):
     """silu(norm(linear(x))) on every token, (… C) -> (… width)."""
 
-    projections = ("linear",)
-
     def __init__(self, dim: int, width: int):
-        super().__init__()
-        self.linear, self.norm, self.act = Linear(dim, width), BatchNorm(width), nn.SiLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(self.linear(x)))  # type: ignore[no-any-return]
+        super().__init__(dim, width, bias=True, act="silu")

@@ -11,14 +11,16 @@ from ..block import Linear, Probe, Tokens
 class SelfAttention(nn.Module):
     """softmax(q k' / sqrt(d)) v over all tokens; a token that stands for n patches counts n times."""
 
-    needs_grid, offers, projections = False, ("keys",), ("qkv", "proj")
+    needs_grid, offers, projections, entries = False, ("keys",), ("qkv", "proj"), ("qkv",)
 
-    def __init__(self, dim: int, heads: int, bias: bool = True, out_bias: bool = True, dropout: float = 0.0):
+    def __init__(self, dim: int, heads: int, bias: bool = True, out_bias: bool = True, dropout: float = 0.0,
+                 width: int | None = None):  # fmt: skip
         super().__init__()
-        if dim % heads:
+        if width is None and dim % heads:
             raise ValueError(f"dim {dim} does not divide into {heads} heads")
+        inner = dim if width is None else heads * width
         self.heads, self.dropout = heads, dropout
-        self.qkv, self.proj = Linear(dim, 3 * dim, bias), Linear(dim, dim, out_bias)
+        self.qkv, self.proj = Linear(dim, 3 * inner, bias), Linear(inner, dim, out_bias)
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         q, k, v = self.qkv(t.x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h N d
@@ -31,7 +33,8 @@ class SelfAttention(nn.Module):
 
 @dataclass(frozen=True)
 class Global:
-    """Attention of every token to every token; `heads` heads, or as many as heads of `width` channels make up dim."""
+    """Attention of every token to every token; `heads` heads that share dim, as many heads of `width` channels as make
+    up dim, or `heads` of `width` channels, whatever dim is."""
 
     heads: int | None = None
     bias: bool = True  # of the qkv projection
@@ -40,7 +43,7 @@ class Global:
     dropout: float = 0.0  # of the attention weights
 
     def build(self, dim: int, index: int) -> nn.Module:
-        if (self.heads is None) == (self.width is None):
-            raise ValueError(f"Global takes heads or width, one of them; got heads={self.heads}, width={self.width}")
-        heads = self.heads or dim // (self.width or dim)
-        return SelfAttention(dim, heads, self.bias, self.out_bias, self.dropout)
+        if self.heads is None and self.width is None:
+            raise ValueError("Global takes heads, width or both; got neither")
+        heads, width = self.heads or dim // (self.width or dim), self.width if self.heads else None
+        return SelfAttention(dim, heads, self.bias, self.out_bias, self.dropout, width)

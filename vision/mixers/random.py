@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..block import Probe, Tokens
+from ..position import resize_pairs
 
 
 class RandomMixing(nn.Module):
@@ -34,10 +34,7 @@ class RandomMixing(nn.Module):
         """(H*W, H*W) for the given grid."""
         if grid == self.grid:
             return self.matrix
-        (h, w), (y, x) = self.grid, grid
-        r = F.interpolate(self.matrix.float().view(1, h * w, h, w), (y, x), mode="bilinear", align_corners=False)
-        r = r.view(h, w, y * x).permute(2, 0, 1)[None]  # 1 y*x(keys) h w(queries)
-        r = F.interpolate(r, (y, x), mode="bilinear", align_corners=False).view(y * x, y * x).mT
+        r = resize_pairs(self.matrix.float(), self.grid, grid)
         return r * (self.matrix.sum() / self.matrix.shape[0] / r.sum() * r.shape[0])
 
 

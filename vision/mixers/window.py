@@ -31,6 +31,7 @@ class WindowAttention(nn.Module):
         if size < 1:
             raise ValueError(f"window size {size}: it takes at least 1")
         self.heads, self.size, self.shift, self.dense = heads, size, shift, dense
+        self.entries = () if dense else ("qkv",)  # dense: zeros beside the map are read as well
         self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
         self.table = nn.Parameter(nn.init.normal_(torch.empty((2 * size - 1) ** 2, heads), std=0.02))
 
@@ -43,8 +44,12 @@ class WindowAttention(nn.Module):
         down, right = -h % s, -w % s
         if down or right:
             m = F.pad(m, (0, 0, 0, right, 0, down))
-        y = attend_windows(self.qkv(roll(m, -shift)), self.bias(h, w, s, shift), self.heads, s)
+        y = self.attend(self.qkv(roll(m, -shift)), self.bias(h, w, s, shift), s)
         return self.proj(roll(y, shift)[:, :h, :w].flatten(1, 2))  # type: ignore[no-any-return]
+
+    def attend(self, qkv: Tensor, bias: Tensor, s: int) -> Tensor:
+        """(B H W 3C) -> (B H W C)."""
+        return attend_windows(qkv, bias, self.heads, s)
 
     def bias(self, h: int, w: int, s: int, shift: int) -> Tensor:
         """(1 or n h s*s s*s): the learned bias of each pair's offset, and -inf where a pair must not meet."""

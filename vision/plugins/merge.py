@@ -44,6 +44,8 @@ class Merge:
         if mixer.needs_grid or "keys" not in mixer.offers:
             why = "needs a full grid" if mixer.needs_grid else "shows no keys"
             raise SeamError(f"{name}: {type(mixer).__name__} {why}, so its tokens cannot be merged")
+        if getattr(ffn := getattr(host, "ffn", None), "needs_grid", False):
+            raise SeamError(f"{name}: {type(ffn).__name__} needs a full grid, so its tokens cannot be merged")
 
     def layer(self, seam: str, index: int, count: int) -> nn.Module:
         return HideSize() if seam == "after_norm" else MergeLayer(self.schedule(count)[index])

@@ -1,0 +1,1 @@
+"""Blocks beside the common ones of `block`."""

@@ -1,0 +1,64 @@
+"""PlainMamba's mixer (https://arxiv.org/abs/2403.17695): one selective scan along four snakes over the map, which knows
+from where each step of a snake came."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels.selective_scan import selective_scan
+from ..block import Linear, Probe, Tokens
+from ..orders import snakes
+from .convolution import convolve
+from .mamba import initial_step_sizes
+
+
+class ContinuousScan(nn.Module):
+    """out_proj(sum over the snakes of scan(u in its order, put back) * silu(z)).
+
+    As published, and in the published weights: only u is rearranged. Step sizes, B and C stay in the order of rows, so
+    that a step of a snake meets those of another token; and the bias of the step sizes is added twice.
+    """
+
+    needs_grid, offers, projections = True, (), ("in_proj", "x_proj", "dt_proj", "out_proj")
+
+    def __init__(self, dim: int, states: int, expand: int, kernel: int):
+        super().__init__()
+        inner, rank = expand * dim, -(-dim // 16)
+        self.rank, self.states = rank, states
+        self.in_proj, self.out_proj = Linear(dim, 2 * inner), Linear(inner, dim)
+        self.conv = nn.Conv2d(inner, inner, kernel, padding=kernel // 2, groups=inner)
+        self.x_proj, self.dt_proj = Linear(inner, rank + 2 * states, bias=False), Linear(rank, inner)
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        initial_step_sizes(self.dt_proj.bias)
+        self.A_log = nn.Parameter(torch.arange(1.0, states + 1).log().repeat(inner, 1))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.directions = nn.Parameter(nn.init.normal_(torch.empty(5, states), std=0.02))
+
+    def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
+        x, z = self.in_proj(t.map()).chunk(2, -1)
+        u = F.silu(convolve(self.conv, x)).flatten(1, 2)  # B L E
+        d, b, c = self.x_proj(u).split([self.rank, self.states, self.states], -1)
+        delta = F.softplus(self.dt_proj(d).float() + self.dt_proj.bias.float())
+        decay = -self.A_log.float().exp()
+        y = self.D * (4 * u)
+        assert t.grid is not None
+        for path, arrived in snakes(*t.grid):
+            ahead, codes = (torch.from_numpy(a).to(u.device) for a in (path, arrived))
+            back = torch.empty_like(ahead).scatter_(0, ahead, torch.arange(len(path), device=u.device))
+            along = selective_scan(u[:, ahead], delta, decay, b + self.directions[codes].to(b.dtype), c, softplus=False)
+            y = y + along[:, back]
+        return self.out_proj(y * F.silu(z.flatten(1, 2)))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """The direction-aware scan with `states` numbers a channel over `expand` times the width."""
+
+    states: int = 16
+    expand: int = 2
+    kernel: int = 7
+
+    def build(self, dim: int, index: int) -> nn.Module:
+        return ContinuousScan(dim, self.states, self.expand, self.kernel)

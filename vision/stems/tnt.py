@@ -1,0 +1,59 @@
+"""Words and sentences of an image (TNT, https://arxiv.org/abs/2103.00112)."""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..block import Tokens
+from ..blocks.words import Sentence
+from ..position import Position
+from ..stem import Stem
+
+PATCH = 16
+
+
+class WordEmbedding(nn.Module):
+    """image (B channels H W) -> Tokens whose `inner` are 16 words a patch.
+
+    The convolution sees each patch alone, in a border of zeros: that is no convolution of the whole image. `table` is
+    the words' position, the same in every patch.
+    """
+
+    def __init__(self, channels: int, width: int, dim: int, position: nn.Module):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, width, 7, 4, 3)
+        self.table = nn.Parameter(nn.init.normal_(torch.empty(1, 16, width), std=0.02))
+        self.sentence, self.position = Sentence(16 * width, dim, bias=True), position
+
+    def forward(self, image: Tensor) -> Tokens:
+        image = F.pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
+        b, c, height, width = image.shape
+        h, w = height // PATCH, width // PATCH
+        patches = image.view(b, c, h, PATCH, w, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, PATCH, PATCH)
+        words = self.conv(patches).flatten(2).transpose(1, 2).contiguous() + self.table  # B*h*w 16 width
+        x = self.sentence(words).unflatten(0, (b, h * w))
+        return self.position(Tokens(x, (h, w), inner=words))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class WordStem(Stem):
+    """16 x 16 patches of 16 words with `width` channels; a token is made of its words."""
+
+    width: int
+    position: Position
+
+    @property
+    def stride(self) -> int:
+        return PATCH
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        return tuple(range(self.position.special))
+
+    def sized(self, grid: tuple[int, int]) -> "WordStem":
+        return replace(self, position=replace(self.position, grid=grid))
+
+    def build(self, channels: int, dim: int) -> nn.Module:
+        return WordEmbedding(channels, self.width, dim, self.position.build(dim))
