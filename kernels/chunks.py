@@ -48,14 +48,18 @@ def in_steps(part: Part, size: int, state: Tensor, *sequences: Tensor) -> tuple[
     """`in_segments` as one operator that repeats `part` for each chunk, for an exported graph, whose length need not be
     known; the last chunk is filled up with zeros."""
     length = sequences[0].shape[1]
-    pieces = [F.pad(s, (0, 0) * (s.ndim - 2) + (0, -length % size)).unflatten(1, (-1, size)) for s in sequences]  # type: ignore[no-untyped-call]
+    count = (length + size - 1) // size + (0 if isinstance(length, int) else 1)  # an open count must not be 1
+    fill = count * size - length
+    places = torch.arange(count, device=state.device)[:, None] * size + torch.arange(size, device=state.device)
+    padded = (F.pad(s, (0, 0) * (s.ndim - 2) + (0, fill)).transpose(0, 1) for s in sequences)  # L B …
 
     def step(state: Tensor, pieces: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        y, state = part(state, *pieces)
-        return state, y
+        y, state = part(state, *(p.transpose(0, 1) for p in pieces))
+        return state, y.transpose(0, 1).contiguous()
 
-    last, ys = scan(step, state, tuple(p.movedim(1, 0) for p in pieces))
-    return ys.movedim(0, 1).flatten(1, 2)[:, :length], last
+    # by indices, as views and slices would ask what divides the length
+    last, ys = scan(step, state, tuple(p[places] for p in padded))
+    return ys.flatten(0, 1)[torch.arange(length, device=state.device)].transpose(0, 1), last
 
 
 def scan(step: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]], state: Tensor,
@@ -64,7 +68,7 @@ def scan(step: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, Tensor]], st
     of the graph while a model is exported (ONNX: Scan)."""
     from torch._higher_order_ops import scan as operator
 
-    return operator(step, state, steps)  # type: ignore[no-any-return]
+    return operator(step, state, steps)
 
 
 def cut(x: Tensor, size: int) -> Tensor:

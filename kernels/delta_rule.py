@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .chunks import cut, decays, in_float32, in_segments, join, without_autocast
+from .chunks import cut, decays, in_float32, in_segments, in_steps, join, without_autocast
 from .gated_linear_attention import Backend, shaped, tail
 
 CHUNK = 64
@@ -37,6 +37,8 @@ def delta_rule(
         first = q.new_zeros(q.shape[0], q.shape[2], q.shape[3], v.shape[3]) if state is None else state.to(kept)
         if backend == "reference":
             o, last = reference(q * scale, k, v_, beta, g, first)
+        elif backend == "chunked" and torch.compiler.is_exporting():  # token by token: ONNX has no triangular solve
+            o, last = in_steps(one, 1, first, q * scale, k, v_, beta, g)
         elif backend == "chunked":
             o, last = in_segments(partial(chunks, chunk), chunk, first, q * scale, k, v_, beta, g)
         else:
@@ -64,6 +66,11 @@ def reference(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor, state: T
         state = state + k_t[..., None] * error[..., None, :]
         o.append((q_t[..., None, :] @ state)[..., 0, :])
     return torch.stack(o, 1), state
+
+
+def one(state: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """`reference` with the state first."""
+    return reference(q, k, v, beta, g, state)
 
 
 def chunks(size: int, state: Tensor, *sequences: Tensor) -> tuple[Tensor, Tensor]:

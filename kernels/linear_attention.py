@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .gated_linear_attention import Backend, gated_linear_attention
+from .sizes import always
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> Tensor:
@@ -29,7 +30,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 0.0) -> Tenso
     """`reference`, through the m x d sums of k_s' v_s: nothing grows with N M. Few tokens of wide features go through
     the weights all the same, which is less to compute there."""
     (n, m), (s, d) = q.shape[-2:], v.shape[-2:]
-    if n * s * (m + d) < (n + s) * m * d:
+    if always(n * s * (m + d) < (n + s) * m * d):
         return reference(q, k, v, eps)
     with widened(v):
         q, k, wide = (upcast(t) for t in (q, k, v))

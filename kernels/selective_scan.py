@@ -5,8 +5,9 @@ weights depend on the token.
     silu(z_t)
 
 for each of D channels, with a state h of N numbers. `reference` defines the operation; `chunked` is plain torch for any
-device, the default; `native` is C for CPUs, compiled on first use (kernels/native). State, decays and softplus are kept
-in float32 (float64 where u is), whatever the type of u; y has u's."""
+device, the default; `native` is C for CPUs, compiled on first use (kernels/native); `exported` stands in for them
+while a model is exported, and takes any length in one graph (docs/export.md). State, decays and softplus are kept in
+float32 (float64 where u is), whatever the type of u; y has u's."""
 
 import ctypes
 from collections.abc import Callable

@@ -64,7 +64,7 @@ def distinct() -> list[str]:
     """One name for each different tiny network: variants that differ in width, depth or classes only are one here."""
     seen: dict[Network, str] = {}
     for name, network in VARIANTS.items():
-        key = replace(tiny(network), classes=0, size=(0, 0), drop_path=0.0, unread=0)
+        key = replace(tiny(network), classes=0, size=(0, 0), drop_path=0.0, unread=0, listed=True)
         if isinstance(key.stem, Patchify):  # nor does the size of the patches make another structure
             key = replace(key, stem=replace(key.stem, patch=1))
         seen.setdefault(key, name)

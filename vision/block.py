@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..kernels.linear import linear
 from ..kernels.mlp import mlp
+from ..kernels.sizes import always
 from ..kernels.star_relu import star_relu
 from .affine import into_readers
 from .norm import Norm as Norm
@@ -209,7 +210,7 @@ def add_mlp(add: Add, ffn: nn.Module, x: Tensor, normed: Tensor) -> Tensor:
     thins = add.training and add.drop > 0
     if (
         type(add) is AddScaled and type(ffn) is Mlp and unhooked(add) and unhooked(ffn) and not thins and ffn.whole()
-        and normed.numel() >= ffn.fc2.weight.numel()
+        and always(normed.numel() >= ffn.fc2.weight.numel())
     ):  # fmt: skip
         return x + ffn.at_once(normed, add.gamma)
     return add(x, ffn(normed))  # type: ignore[no-any-return]

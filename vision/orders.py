@@ -6,7 +6,7 @@ They depend on nothing but sizes, and are kept as numpy arrays (see vision/mixer
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -66,21 +66,32 @@ def paths(kind: str, both: bool, size: int, h: int, w: int) -> np.ndarray:
 START, RIGHT, LEFT, UP, DOWN = range(5)  # how a step of a snake arrived
 
 
+Walks = tuple[tuple[Any, Any], ...]
+
+
 @lru_cache(maxsize=64)
-def snakes(h: int, w: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Four walks (places, how each was reached), each (h*w): rows from (0, 0); rows from the last one upwards, ending
-    at where the first began; columns from (0, 0); columns from the last one leftwards."""
-    place = np.arange(h * w).reshape(h, w)
-    rows, columns = place.copy(), place.T.copy()
-    rows[1::2], columns[1::2] = rows[1::2, ::-1], columns[1::2, ::-1]
-    walks = (rows.ravel(), rows.ravel()[::-1], columns.ravel(), columns.ravel()[::-1])
-    return tuple((np.ascontiguousarray(p), arrivals(p, w)) for p in walks)
+def snakes(h: int, w: int) -> Walks:
+    """`walks` as numpy arrays."""
+    return tuple((np.ascontiguousarray(p), np.ascontiguousarray(c)) for p, c in walks(h, w, np))
 
 
-def arrivals(path: np.ndarray, w: int) -> np.ndarray:
-    """How each step of a walk over neighbours on a map of width w was reached."""
-    y, x = path // w, path % w
-    codes = np.full(len(path), START, np.int64)
-    dy, dx = np.diff(y), np.diff(x)
-    codes[1:] = np.select([dx == 1, dx == -1, dy == -1, dy == 1], [RIGHT, LEFT, UP, DOWN], START)
-    return codes
+def walks(h: int, w: int, xp: Any) -> Walks:
+    """Four walks (places, how each was reached), each (h*w), by numpy or torch, which need not know the sizes: rows
+    from (0, 0); rows from the last one upwards, ending at where the first began; columns from (0, 0); columns from the
+    last one leftwards."""
+    y, x = xp.arange(h), xp.arange(w)
+    rows = y[:, None] + 0 * x, xp.where(y[:, None] % 2 == 0, x, w - 1 - x)  # h w
+    columns = xp.where(x[:, None] % 2 == 0, y, h - 1 - y), x[:, None] + 0 * y  # w h
+    found = []
+    for ys, xs in (rows, columns):
+        ys, xs = ys.reshape(-1), xs.reshape(-1)
+        for ys_, xs_ in ((ys, xs), (xp.flip(ys, (0,)), xp.flip(xs, (0,)))):
+            found.append((ys_ * w + xs_, arrivals(ys_, xs_, xp)))
+    return tuple(found)
+
+
+def arrivals(y: Any, x: Any, xp: Any) -> Any:
+    """How each step of a walk over neighbours was reached."""
+    dy, dx = (p - xp.concatenate([p[:1], p[:-1]]) for p in (y, x))
+    across = xp.where(dx == 1, RIGHT, xp.where(dx == -1, LEFT, START))
+    return across + xp.where(dy == 1, DOWN, xp.where(dy == -1, UP, START))

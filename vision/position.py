@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.sizes import always
 from .block import Tokens
 
 
@@ -15,11 +16,16 @@ def resize(
 ) -> Tensor:
     """A table of one row a place, (1 h*w C) on `grid`, resampled to the grid `to`: (1 H*W C); antialiased where it is
     bicubic, unless told not to."""
-    if grid == to:
+    if same(grid, to):
         return table
     m = table.unflatten(1, grid).permute(0, 3, 1, 2).float()  # type: ignore[no-untyped-call]
     m = F.interpolate(m, to, mode=mode, antialias=antialias and mode == "bicubic", align_corners=False)
     return m.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)
+
+
+def same(grid: tuple[int, int], to: tuple[int, int]) -> bool:
+    """Whether nothing is to be resized."""
+    return always(grid[0] == to[0]) and always(grid[1] == to[1])
 
 
 def resize_pairs(matrix: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
@@ -74,7 +80,7 @@ class Embedding(nn.Module):
         p = self.place(x.shape[1] - k)
         if self.spec.rows:
             x = x + self.resized(t.grid).to(x.dtype)
-        return replace(t, x=self.drop(x), special=tuple(range(p, p + k)))
+        return replace(t, x=self.drop(x), special=tuple(p + i for i in range(k)))
 
     def place(self, patches: int) -> int:
         """Where the special tokens begin in a sequence with so many patches."""
@@ -83,7 +89,7 @@ class Embedding(nn.Module):
     def resized(self, grid: tuple[int, int]) -> Tensor:
         """(1 k+N C) for the given grid."""
         k, spec, table = self.rows, self.spec, self.table
-        if grid == spec.grid:
+        if same(grid, spec.grid):
             return table
         if spec.kind == "sinusoid":  # a function of the place: computed, not resampled
             return sinusoid(k + grid[0] * grid[1], table.shape[-1]).to(table)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.sizes import always, missing
 from .affine import into_convolution, into_readers
 from .block import Linear, Norm, Tokens, is_plain, unhooked
 from .mixers.convolution import convolve
@@ -30,8 +31,8 @@ class Convolution(nn.Module):
     def forward(self, m: Tensor) -> Tensor:  # B H W C
         m = self.before(m)
         down, right = self.conv.stride
-        if self.pad and (m.shape[1] % down or m.shape[2] % right):
-            m = F.pad(m, (0, 0, 0, -m.shape[2] % right, 0, -m.shape[1] % down))
+        if self.pad and not (always(m.shape[1] % down == 0) and always(m.shape[2] % right == 0)):
+            m = F.pad(m, (0, 0, 0, missing(m.shape[2], right), 0, missing(m.shape[1], down)))
         h, w = m.shape[1:3]
         if h + 2 * self.border < self.kernel or w + 2 * self.border < self.kernel:
             raise ValueError(
@@ -91,8 +92,8 @@ class Interleave(nn.Module):
     def forward(self, t: Tokens) -> Tokens:
         m = t.map()
         b, h, w, c = m.shape
-        if h % 2 or w % 2:
-            m = F.pad(m, (0, 0, 0, w % 2, 0, h % 2))
+        if not (always(h % 2 == 0) and always(w % 2 == 0)):
+            m = F.pad(m, (0, 0, 0, missing(w, 2), 0, missing(h, 2)))
         h, w = m.shape[1] // 2, m.shape[2] // 2
         x = m.view(b, h, 2, w, 2, c).permute(0, 1, 3, 4, 2, 5).reshape(b, h * w, 4 * c)  # columns outside, rows inside
         return replace(t, x=self.reduction(self.norm(x)), grid=(h, w))

@@ -11,13 +11,18 @@ from .families import (
     efficientformer_weights,
     illama_weights,
     metaformer_weights,
+    plainmamba_weights,
+    slab_weights,
     sret_weights,
     swin_weights,
     t2t_weights,
     tinyvit_weights,
     tnt_weights,
+    vim_weights,
     vit_resnas_weights,
     vit_weights,
+    vmamba_weights,
+    vssd_weights,
 )
 from .published import Weights
 
@@ -35,11 +40,23 @@ WEIGHTS: dict[str, tuple[Weights, ...]] = {
     **vit_resnas_weights.WEIGHTS,
     **t2t_weights.WEIGHTS,
     **tnt_weights.WEIGHTS,
+    **slab_weights.WEIGHTS,
+    **vim_weights.WEIGHTS,
+    **vmamba_weights.WEIGHTS,
+    **vssd_weights.WEIGHTS,
+    **plainmamba_weights.WEIGHTS,
 }
 
 # millions of parameters, to tell about how large a download is whose size nobody states (a test counts them)
 # fmt: off
 MILLIONS: dict[str, float] = {
+    "deit_tiny_prepbn": 5.7, "deit_small_prepbn": 22.1, "slab_deit_tiny": 6.2, "slab_deit_small": 23.0,
+    "swin_tiny_prepbn": 28.3, "slab_swin_tiny": 29.2, "slab_swin_small": 50.6, "slab_pvt_tiny": 12.2, "vim_tiny": 7.1,
+    "vim_tiny_stride8": 7.3, "vim_small": 25.8, "vim_small_stride8": 26.0, "vim_base": 97.6,
+    "vmamba_vanilla_tiny": 22.9, "vmamba_vanilla_small": 44.4, "vmamba_vanilla_base": 76.3, "vmamba_tiny_s2l5": 30.7,
+    "vmamba_small_s2l15": 50.1, "vmamba_base_s2l15": 88.6, "vmamba_tiny_s1l8": 30.2, "vmamba_small_s1l20": 49.0,
+    "vmamba_base_s1l20": 86.6, "vssd_micro": 13.5, "vssd_tiny": 24.3, "vssd_small": 40.1, "vssd_base": 88.8,
+    "plainmamba_l1": 7.6, "plainmamba_l2": 26.1, "plainmamba_l3": 51.0,
     "cvt_13": 20.0, "cvt_13_384": 20.0, "cvt_21": 31.6, "cvt_21_384": 31.6, "cvt_w24_384": 277.2,
     "tiny_vit_5m": 5.4, "tiny_vit_11m": 11.0, "tiny_vit_21m": 21.2, "tiny_vit_21m_384": 21.2, "tiny_vit_21m_512": 21.3,
     "tiny_vit_5m_22k": 12.1, "tiny_vit_11m_22k": 20.4, "tiny_vit_21m_22k": 33.2, "efficientformer_l1": 12.3,

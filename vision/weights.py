@@ -252,7 +252,10 @@ def families_of(state: Mapping[str, Tensor]) -> set[str]:
     """The families under whose rules every name of a checkpoint has a place."""
 
     def fits(r: Rules, n: str) -> bool:
-        return any(re.fullmatch(p, n) for p, _ in (*r.rename, *r.dense, *r.copies)) or matches(r.drop, n)
+        several = matches((*r.split, *(p for p, _ in r.stacked)), n)
+        called = [n, f"{n}[0]"] if several else [n]  # a tensor that holds several of ours
+        rules = (*r.rename, *r.dense, *r.copies)
+        return any(re.fullmatch(p, c) for p, _ in rules for c in called) or matches((*r.drop, *r.pyramid), n)
 
     return {f for f, m in FAMILIES.items() if any(all(fits(r, n) for n in state) for r in m.RULES.values())}
 

@@ -22,7 +22,7 @@ PAIRS = {
     "convformer_s18": "convformer_s18",
     "caformer_s18": "caformer_s18",
     "convnext_tiny": "convnext_tiny",
-    "tnt_s_patch16_224": "tnt_s_legacy_patch16_224",
+    "tnt_s_patch16_224": "tnt_s_patch16_224",
     "tiny_vit_5m": "tiny_vit_5m_224",
     "tiny_vit_21m": "tiny_vit_21m_224",
     "efficientformer_l1": "efficientformer_l1",

@@ -79,3 +79,10 @@ def test_all_are_listed_without_building_one(
 ) -> None:
     monkeypatch.setattr(zoo, "model_info", lambda name: pytest.fail(f"{name} was built to be listed"))
     assert len(said(capsys).splitlines()) == len(zoo.list_models()) + 2
+
+
+def test_the_page_of_families_is_up_to_date():
+    """`python -m patchloom.train.families` writes it."""
+    from patchloom.train.families import PAGE, page
+
+    assert PAGE.read_text() == page()

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from vision_tiny import distinct, tiny_classifier, tiny_pyramid
 from patchloom.vision.zoo import VARIANTS, create_model, describe, list_models, rebuild
 
 NAMES = distinct()
+FEW = 4  # structures of a family that the default run tries; the rest is slow
 SIZES = [(64, 64), (96, 160), (97, 131)]
 NO_EFFECT = {  # parameters of the original that no output depends on: their gradient is zero up to rounding
     r"poolformer_.*": r".*norm1\.bias",  # pooling minus identity cancels constants
@@ -20,6 +22,18 @@ NO_EFFECT = {  # parameters of the original that no output depends on: their gra
     r"gmm_pit.*": r".*stages\.2\.blocks\.1\.mixer\.mask\..*",  # only the class token goes on, which no mask weighs
     r"gmm_cait_slm.*": r".*mixer\.before",  # its matrix begins at 0, and so do all scores that this mixes
 }
+
+
+def ranked():
+    """Every structure, those behind the first FEW of their family marked slow."""
+    seen = Counter()
+    for name in NAMES:
+        family = VARIANTS[name].family
+        seen[family] += 1
+        yield pytest.param(name, marks=pytest.mark.slow if seen[family] > FEW else ())
+
+
+MOST = list(ranked())
 
 
 def image(size=(64, 64), batch=2, seed=0):
@@ -34,7 +48,7 @@ def test_every_structure_is_tried():
     assert 20 <= len(NAMES) < len(VARIANTS)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_maps_have_the_declared_channels_and_strides(name, size):
     pyramid = tiny_pyramid(name).eval()
@@ -43,10 +57,12 @@ def test_maps_have_the_declared_channels_and_strides(name, size):
     for m, c, s in zip(maps, pyramid.channels, pyramid.strides, strict=True):
         assert m.shape[:2] == (2, c)
         for side, full in zip(m.shape[2:], size, strict=True):
-            assert full // s <= side <= -(-full // s) or (s > 1 and abs(side - full / s) <= 1)
+            assert full // s <= side <= -(-full // s) or (
+                s > 1 and abs(side - full / s) < 1.5
+            )  # overlapping patches lose more
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
     model = tiny_classifier(name).train()
@@ -62,14 +78,14 @@ def test_every_parameter_gets_a_gradient(name):
     assert not dead
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 @torch.inference_mode()
 def test_an_image_alone_is_what_it_is_in_a_batch(name):
     model, x = tiny_classifier(name).eval(), image((96, 64), batch=3)
     torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 def test_checkpointing_changes_nothing(name):
     model, x = tiny_classifier(name).eval(), image((97, 131))
     want = model(x)
@@ -86,7 +102,7 @@ def test_checkpointing_changes_nothing(name):
             torch.testing.assert_close(p.grad, grads[n], msg=n)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 @torch.inference_mode()
 def test_features_head_and_intermediates_agree_with_forward(name):
     model, x = tiny_classifier(name).eval(), image()
@@ -99,7 +115,7 @@ def test_features_head_and_intermediates_agree_with_forward(name):
     torch.testing.assert_close(model(x), model.forward_head(features, pre_logits=True))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 @torch.inference_mode()
 def test_bfloat16_stays_close(name):
     torch.manual_seed(0)
@@ -109,7 +125,7 @@ def test_bfloat16_stays_close(name):
     assert (got - want).norm() <= 0.05 * want.norm()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 @torch.inference_mode()
 def test_autocast_gives_finite_numbers_in_half_precision(name):
     with torch.autocast("cpu", torch.bfloat16):
@@ -117,7 +133,7 @@ def test_autocast_gives_finite_numbers_in_half_precision(name):
     assert out.isfinite().all()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 def test_folding_changes_no_number(name):
     torch.manual_seed(0)
     model, x = tiny_classifier(name).train(), image()
@@ -130,7 +146,7 @@ def test_folding_changes_no_number(name):
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in folded.modules())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MOST)
 def test_saved_weights_come_back_through_a_description(name):
     model = tiny_classifier(name).eval()
     model.family = None  # described by its parts

@@ -31,6 +31,14 @@ SMALLEST = (
     "cvt_13",
     "astroformer_0",
     "fmvit_own",
+    "vim_tiny",
+    "vmamba_vanilla_tiny",
+    "vmamba_tiny_s1l8",
+    "vssd_micro",
+    "plainmamba_l1",
+    "vir_small_patch16_224",
+    "resformer_tiny_patch16",
+    "illama_tiny",
     "vit_lite_7_4_32",
     "cvt_7_4_32",
     "cct_2_3x2_32",
@@ -112,8 +120,7 @@ PARTS = {
 # sequences, not maps: timm judges such by its test for tokens
 GIVE_TOKENS = (
     "vit_", "deit_", "cct_", "cvt_", "t2t_", "tnt_", "illama_", "resformer_", "gmm_vit_plain", "gmm_cait",
-    "gmm_pit", "svt_",
-)  # fmt: skip
+    "gmm_pit", "svt_", "vim_", "vir_")  # fmt: skip
 
 
 def tiny_to_base() -> list[str]:

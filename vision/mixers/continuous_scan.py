@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...kernels.selective_scan import selective_scan
 from ..block import Linear, Probe, Tokens
-from ..orders import snakes
+from ..orders import snakes, walks
 from .convolution import convolve
 from .mamba import initial_step_sizes
 
@@ -44,12 +44,18 @@ class ContinuousScan(nn.Module):
         decay = -self.A_log.float().exp()
         y = self.D * (4 * u)
         assert t.grid is not None
-        for path, arrived in snakes(*t.grid):
-            ahead, codes = (torch.from_numpy(a).to(u.device) for a in (path, arrived))
-            back = torch.empty_like(ahead).scatter_(0, ahead, torch.arange(len(path), device=u.device))
+        for ahead, codes in snake_tensors(t.grid, u.device):
+            back = torch.empty_like(ahead).scatter_(0, ahead, torch.arange(u.shape[1], device=u.device))
             along = selective_scan(u[:, ahead], delta, decay, b + self.directions[codes].to(b.dtype), c, softplus=False)
             y = y + along[:, back]
         return self.out_proj(y * F.silu(z.flatten(1, 2)))  # type: ignore[no-any-return]
+
+
+def snake_tensors(grid: tuple[int, int], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """The snakes over a map and how their steps arrived; operators of the graph while a model is exported."""
+    if torch.compiler.is_exporting():
+        return [(path.to(device), codes.to(device)) for path, codes in walks(*grid, torch)]
+    return [(torch.from_numpy(path).to(device), torch.from_numpy(codes).to(device)) for path, codes in snakes(*grid)]
 
 
 @dataclass(frozen=True)

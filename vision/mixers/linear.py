@@ -62,7 +62,8 @@ class LinearMixer(nn.Module):
         if self.causal:
             y = causal_linear_attention(q, k, v, self.eps)
         else:
-            y = linear_attention(*(x.transpose(1, 2) for x in (q, k, v)), self.eps).transpose(1, 2)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # B h N d
+            y = linear_attention(q, k, v, self.eps).transpose(1, 2)
         return self.proj(y.flatten(2))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import always, missing
 from ..block import Tokens
 from ..conv import ConvNorm
 from ..mixers.convolution import convolve
@@ -25,8 +26,8 @@ class PlainStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tokens:
         m = self.convs(self.first(image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)))
-        if m.shape[1] % 8 or m.shape[2] % 8:
-            m = F.pad(m, (0, 0, 0, -m.shape[2] % 8, 0, -m.shape[1] % 8))
+        if not (always(m.shape[1] % 8 == 0) and always(m.shape[2] % 8 == 0)):
+            m = F.pad(m, (0, 0, 0, missing(m.shape[2], 8), 0, missing(m.shape[1], 8)))
         m = convolve(self.projection, m)
         return self.position(Tokens(m.flatten(1, 2), (m.shape[1], m.shape[2])))  # type: ignore[no-any-return]
 

@@ -1,0 +1,49 @@
+"""A file of another family's weights is refused, and the family that it fits is named."""
+
+import pytest
+import torch
+from golden import golden
+
+from patchloom.vision.families import FAMILIES
+from patchloom.vision.weights import families_of, load_published
+from patchloom.vision.zoo import VARIANTS, create_model, resolve
+
+NOT_MODELS = {"linear_attention/", "tome/", "gmm_mask/mask", "svt/dtcwt", "slab/prepbn"}
+RECORDS = [r for r in golden.available() if not any(r.startswith(n) for n in NOT_MODELS)]
+
+
+def names(record):
+    return {n: torch.empty(e["shape"], device="meta") for n, e in golden.load(record).meta["state"].items()}
+
+
+def family_of(record):
+    folder, name = record.split("/")
+    try:
+        return resolve(name).network.family
+    except ValueError:  # a cut that nobody published
+        return folder
+
+
+@pytest.mark.parametrize("record", RECORDS)
+def test_a_checkpoint_tells_its_family(record):
+    family = family_of(record)
+    if family not in FAMILIES:
+        pytest.skip(f"{record} is no family's")
+    assert family in families_of(names(record))
+
+
+@pytest.mark.parametrize(("record", "model", "family"), [
+    ("cvt/cvt_13", "swin_tiny", "cvt"), ("vim/vim_tiny", "vit_tiny_patch16_224", "vim"),
+    ("vmamba/vmamba_tiny_s1l8", "vssd_micro", "vmamba"), ("tinyvit/tiny_vit_5m", "favit_b0", "tinyvit"),
+    ("rmt/rmt_tiny", "sret_t", "rmt"),
+])  # fmt: skip
+def test_it_is_refused_by_name(record, model, family):
+    with pytest.raises(ValueError, match=rf"their names are those of .*\b{family}\b"):
+        load_published(create_model(model), golden.load(record).state_dict())
+
+
+def test_every_family_with_rules_has_variants():
+    for name, module in FAMILIES.items():
+        assert module.VARIANTS, name
+        assert all(v.family == name for v in module.VARIANTS.values()), name
+    assert len(VARIANTS) == sum(len(m.VARIANTS) for m in FAMILIES.values())
