@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .linear import eager
+
 AT_ONCE = 16  # chunks in a segment; between two segments only the state is kept for the backward pass
 
 Part = Callable[..., tuple[Tensor, Tensor]]
@@ -23,6 +25,15 @@ def in_float32(x: Tensor) -> torch.dtype:
 def without_autocast(x: Tensor) -> Any:
     kind = "cpu" if x.is_meta else x.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def refuse_growth(A: Tensor, operation: str) -> None:
+    """Raises ValueError for a positive entry of A, where it can be looked at without waiting: eager, on a CPU."""
+    if eager(A.dtype, A) and bool((A > 0).any()):
+        raise ValueError(
+            f"{operation}: A must not be positive, or states grow without bound; its largest entry is "
+            f"{float(A.max()):.4g} (models take A = -exp(A_log))"
+        )
 
 
 def in_segments(

@@ -11,7 +11,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from .chunks import in_float32, without_autocast
+from .chunks import in_float32, refuse_growth, without_autocast
 from .gated_linear_attention import Backend, gated_linear_attention
 
 
@@ -84,3 +84,4 @@ def shaped(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> None:
         )
     if x.shape[2] % B.shape[2]:
         raise ValueError(f"ssd: {x.shape[2]} heads do not divide into {B.shape[2]} groups of B and C")
+    refuse_growth(A, "ssd")

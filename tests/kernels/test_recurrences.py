@@ -13,12 +13,10 @@ from patchloom.kernels import gated_linear_attention as gla
 from patchloom.kernels import retention as ret
 from patchloom.kernels import selective_scan as s6
 from patchloom.kernels import ssd
-from patchloom.kernels.native import library
+from patchloom.kernels.native import compiler, library
 
 LENGTHS = [1, 17, 63, 196, 1000]
-NATIVE = [pytest.param("native", marks=pytest.mark.skipif(library("selective_scan") is None, reason="no C compiler"))]
-
-NATIVE_NAMES = ["native"] if library("selective_scan") is not None else []
+FORMS = ["chunked", *(["native"] if compiler() else [])]  # one that does not compile fails, it is not left out
 
 
 def record(name):
@@ -36,7 +34,7 @@ def distance(got, want):
 # ------------------------------------------------------------------------------------------------------------ records
 
 
-@pytest.mark.parametrize("form", ["reference", "chunked", *NATIVE])
+@pytest.mark.parametrize("form", ["reference", *FORMS])
 def test_selective_scan_is_mamba_s(form):
     r = record("mamba1_selective_scan")
     x = r.input()
@@ -126,7 +124,7 @@ def agree(function, inputs, wanted, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("form", ["chunked", *NATIVE])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("channels", "states", "groups", "reverse"), [
     (40, 16, 1, False), (48, 1, 4, True), (33, 5, 3, False), (20, 48, 2, True),
 ])  # fmt: skip
@@ -138,16 +136,15 @@ def test_selective_scans_agree(form, length, channels, states, groups, reverse):
     agree(lambda **x: scan(form, **x), inputs, lambda **x: scan("reference", **x), 2e-5)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_native_scan_does_not_depend_on_threads(threads):
-    if library("selective_scan") is None:
-        pytest.skip("no C compiler")
+def test_a_scan_does_not_depend_on_threads(form, threads):
     before = torch.get_num_threads()
     inputs = s6_inputs(70, 96, batch=1)
-    want = s6.selective_scan(**inputs, backend="chunked")
+    want = s6.selective_scan(**inputs, backend="reference")
     torch.set_num_threads(threads)
     try:
-        torch.testing.assert_close(s6.selective_scan(**inputs, backend="native"), want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(s6.selective_scan(**inputs, backend=form), want, rtol=1e-4, atol=1e-5)
     finally:
         torch.set_num_threads(before)
 
@@ -197,7 +194,7 @@ def test_ssd_agrees(length):
 # --------------------------------------------------------------------------------------------------------------- laws
 
 
-@pytest.mark.parametrize(("form", "cut"), list(itertools.product(["reference", "chunked", *NATIVE_NAMES], [1, 40])))
+@pytest.mark.parametrize(("form", "cut"), list(itertools.product(["reference", *FORMS], [1, 40])))
 def test_a_scan_goes_on_from_its_state(form, cut):
     x = s6_inputs(97)
     state = x.pop("state")
@@ -299,8 +296,11 @@ def test_what_does_not_fit_is_named():
             s6.selective_scan(**{**x, name: bad})
     with pytest.raises(ValueError, match="40 channels do not divide into 3 groups"):
         s6.selective_scan(**{**x, "B": torch.zeros(2, 8, 3, 16), "C": torch.zeros(2, 8, 3, 16)})
-    with pytest.raises(ValueError, match="must be negative"):
-        s6.check_decay(-x["A"], "A")
+    with pytest.raises(ValueError, match=r"A must not be positive.*-exp\(A_log\)"):
+        s6.selective_scan(**{**x, "A": -x["A"]})
+    b = torch.zeros(1, 5, 1, 4)
+    with pytest.raises(ValueError, match="ssd: A must not be positive"):
+        ssd.ssd(torch.zeros(1, 5, 2, 3), torch.zeros(1, 5, 2), torch.ones(2), b, b)
     with pytest.raises(ValueError, match=r"backend 'fast'.*chunked"):
         s6.selective_scan(**x, backend="fast")
     with pytest.raises(ValueError, match="native selective scan takes float32"):
@@ -319,8 +319,21 @@ def test_what_does_not_fit_is_named():
 def test_a_machine_without_a_compiler_uses_the_plain_form(monkeypatch):
     monkeypatch.setenv("PATCHLOOM_NATIVE", "0")
     library.cache_clear()
+    s6.trusted.cache_clear()
     try:
         x = s6_inputs(8)
         assert s6.form_of("auto", s6.Scan(x["u"], x["delta"], x["A"], x["B"], x["C"], None, False)) is s6.chunked
     finally:
         library.cache_clear()
+        s6.trusted.cache_clear()
+
+
+def test_a_kernel_that_computes_something_else_is_not_trusted(monkeypatch):
+    monkeypatch.setattr(s6, "native", lambda scan: tuple(1.01 * t for t in s6.reference(scan)))
+    monkeypatch.setattr(s6, "library", lambda name: object())
+    s6.trusted.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="does not compute what it should"):
+            assert not s6.trusted()
+    finally:
+        s6.trusted.cache_clear()
