@@ -5,8 +5,9 @@ from dataclasses import fields, is_dataclass, replace
 from patchloom.vision.block import EachBlock
 from patchloom.vision.mixers.each import Each
 from patchloom.vision.mixers.factorized import Factorized
-from patchloom.vision.model import Classifier, Pyramid
+from patchloom.vision.model import Classifier
 from patchloom.vision.network import Network
+from patchloom.vision.pyramid import Pyramid
 from patchloom.vision.stem import Patchify
 from patchloom.vision.zoo import VARIANTS
 

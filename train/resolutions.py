@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..vision.block import Tokens
+from ..vision.tokens import Tokens
 from .losses import Counts, CrossEntropy, Loss
 
 View = tuple[Tensor, Tensor]  # images of one size, and their targets

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .block import BlockSpec, Mixer, PreNorm, Tokens
+from .block import BlockSpec, Mixer, PreNorm
 from .norm import Norm
 from .spec import Spec, sized
 from .stem import Down, Merge2x2, Patchify, Stem
+from .tokens import Tokens
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..kernels.convolution import Act, convolution
 from ..kernels.linear import eager_float32, product
 from ..kernels.mlp import mlp, slices
-from .block import ACTIVATIONS, Linear, is_plain, unhooked
+from .layers import ACTIVATIONS, Linear, is_plain, unhooked
 from .mixers.convolution import convolve
 from .norm import BatchNorm, scale_and_shift
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..kernels.convolution import Act, convolution
 from ..kernels.linear import eager_float32
-from .block import unhooked
+from .layers import unhooked
 from .mixers.convolution import convolve
 
 ACTS: dict[Act, nn.Module] = {"none": nn.Identity(), "gelu": nn.GELU()}

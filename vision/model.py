@@ -1,4 +1,4 @@
-"""A classifier is a backbone and a head, with the methods that timm's users know; a pyramid is one for dense heads."""
+"""A classifier is a backbone and a head, with the methods that timm's users know."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,44 +8,11 @@ from torch import Tensor, nn
 
 from .affine import into_readers
 from .backbone import Backbone, grids
-from .block import Linear, Tokens, is_plain
+from .features import FeatureInfo, feature_rows, nchw, take, undecayed
 from .fold import fold
 from .heads.classification import AttentionPool, Head, MlpHead, Widen
-from .norm import Norm
-
-
-class FeatureInfo(list[dict[str, Any]]):
-    """What maps a model gives: a list of {num_chs, reduction, module}, and their columns by name."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]], out_indices: Sequence[int] | None = None):
-        super().__init__(rows)
-        self.out_indices = tuple(range(len(rows)) if out_indices is None else out_indices)
-
-    def channels(self) -> list[int]:
-        return [row["num_chs"] for row in self]
-
-    def reduction(self) -> list[int]:
-        return [row["reduction"] for row in self]
-
-    def module_name(self) -> list[str]:
-        return [row["module"] for row in self]
-
-
-def feature_rows(backbone: Backbone, prefix: str) -> list[dict[str, Any]]:
-    """A row for each place where `backbone` can show a map."""
-    return [
-        {
-            "num_chs": backbone.channels[i],
-            "reduction": backbone.strides[i],
-            "module": f"{prefix}stages.{i}.blocks.{j}" if j >= 0 else f"{prefix}stem",
-        }
-        for i, j in backbone.taps
-    ]
-
-
-def nchw(t: Tokens) -> Tensor:
-    """(B C H W), in channels_last memory."""
-    return t.map().permute(0, 3, 1, 2)
+from .layers import Linear, is_plain
+from .tokens import Tokens
 
 
 class Classifier(nn.Module):
@@ -301,73 +268,6 @@ class Classifier(nn.Module):
         return self.default_cfg
 
 
-class Pyramid(nn.Module):
-    """image (B 3 H W) -> the maps (B C H/s W/s) after the chosen stages, or blocks of a single-resolution model;
-    `channels` and `strides` describe them. `norms`: one for each map (the authors' detection form), or none."""
-
-    def __init__(self, backbone: Backbone, out_indices: Sequence[int] | int | None = None, norm: Norm | None = None):
-        super().__init__()
-        self.backbone = backbone
-        rows = feature_rows(backbone, "backbone.")
-        if out_indices is None:
-            out_indices = spread(len(rows)) if len(backbone.specs) == 1 else range(len(rows))
-        self.wanted = take(backbone.taps, out_indices)
-        chosen = [backbone.taps.index(w) for w in self.wanted]
-        self.feature_info = FeatureInfo([rows[i] for i in chosen], chosen)
-        self.channels, self.strides = self.feature_info.channels(), self.feature_info.reduction()
-        self.norms = nn.ModuleDict({} if norm is None else {str(i): norm.build(rows[i]["num_chs"]) for i in chosen})
-        self.in_chans, self.dense = backbone.in_chans, False
-        self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
-        self.family: str | None = None
-        self.arguments: dict[str, Any] = {}
-        self.default_cfg: dict[str, Any] = {}
-
-    def forward(self, image: Tensor) -> list[Tensor]:
-        taken = self.backbone.walk(image, self.wanted, stop=True)[1]
-        if self.norms:
-            taken = [replace(t, x=n(t.x)) for t, n in zip(taken, self.norms.values(), strict=True)]
-        return [nchw(t) for t in taken]
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.backbone.grad_checkpointing = enable
-
-    def fold(self) -> "Pyramid":
-        """As `Classifier.fold`."""
-        return fold(self)
-
-    def no_weight_decay(self) -> set[str]:
-        return undecayed(self)
-
-
-def undecayed(model: nn.Module) -> set[str]:
-    """Tables of positions, special tokens, and the parameters of modules that say `no_weight_decay = True`."""
-    named = {n for n, _ in model.named_parameters() if n.rsplit(".", 1)[-1] == "table" or ".tokens." in n}
-    modules = {
-        n: m for n, m in model.named_modules() if m is not model and getattr(m, "no_weight_decay", False) is True
-    }
-    return named | {f"{n}.{p}" for n, m in modules.items() for p, _ in m.named_parameters(recurse=False)}
-
-
-def spread(depth: int, count: int = 4) -> list[int]:
-    """`count` evenly spaced indices below depth, the last one being the last: 12 -> 2, 5, 8, 11."""
-    count = min(count, depth)
-    return [round(depth * (i + 1) / count) - 1 for i in range(count)]
-
-
-def take(taps: list[tuple[int, int]], indices: int | Sequence[int] | None) -> list[tuple[int, int]]:
-    """Those of `taps` that `indices` names: None all, n the last n, a list those (negative: from the end), in order."""
-    if indices is None:
-        return taps
-    if isinstance(indices, int):
-        if not 0 < indices <= len(taps):
-            raise ValueError(f"{indices} feature maps were asked for; there are {len(taps)}")
-        return taps[-indices:]
-    for i in indices:
-        if not -len(taps) <= i < len(taps):
-            raise ValueError(f"feature index {i} is out of range; there are {len(taps)}")
-    return sorted({taps[i] for i in indices})
-
-
 def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None:
     """(h, w) of the last map for an image of `size`; None where special tokens stand beside it."""
     if backbone.special:
@@ -399,4 +299,4 @@ def first_layer(stem: nn.Module) -> str:
     return names[0]
 
 
-__all__ = ["Classifier", "FeatureInfo", "Head", "Pyramid"]
+__all__ = ["Classifier", "Head"]

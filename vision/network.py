@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from .backbone import Backbone, Stage, grids
 from .heads.classification import Head
-from .model import Classifier, Pyramid
+from .model import Classifier
 from .norm import Norm
+from .pyramid import Pyramid
 from .spec import sized
 from .stem import Down, Merge2x2, Patchify, Stem
 

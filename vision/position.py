@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.sizes import always
-from .block import Tokens
+from .tokens import Tokens
 
 
 def resize(

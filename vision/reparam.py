@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .affine import constants
-from .block import ACTIVATIONS, Linear
 from .conv import ConvNorm
+from .layers import ACTIVATIONS, Linear
 from .mixers.convolution import convolve
 from .norm import Norm
 

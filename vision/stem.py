@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..kernels.sizes import always, missing
 from .affine import into_convolution, into_readers
-from .block import Linear, Norm, Tokens, is_plain, unhooked
+from .layers import Linear, is_plain, unhooked
 from .mixers.convolution import convolve
+from .norm import Norm
 from .position import Position
 from .spec import Spec
+from .tokens import Tokens
 
 
 class Convolution(nn.Module):

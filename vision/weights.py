@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from .count import is_counter
 from .families import FAMILIES
-from .model import Classifier, Pyramid
+from .model import Classifier
 from .network import Rules
 from .position import Embedding
 from .published import Weights
+from .pyramid import Pyramid
 
 Model = Classifier | Pyramid
 HEADS = ("head", "head_dist", "head_patches")

@@ -13,10 +13,11 @@ from torch import nn
 
 from .backbone import Backbone
 from .families import FAMILIES
-from .model import Classifier, Head, Pyramid, pool_size
+from .model import Classifier, Head, pool_size
 from .network import Network
 from .parts import path_of, plain, unplain
 from .published import Weights
+from .pyramid import Pyramid
 from .weights import load_published, published
 
 MODULES = {  # timm's modules -> our families

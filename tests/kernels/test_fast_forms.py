@@ -9,7 +9,7 @@ from patchloom.kernels import mlp as mlp_kernel
 from patchloom.kernels import pool, star_relu, windows
 from patchloom.kernels.attend import backend
 from patchloom.kernels.linear import linear
-from patchloom.vision.block import Linear, Mlp
+from patchloom.vision.layers import Linear, Mlp
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -7,10 +7,10 @@ import torch
 from jsonargparse import ArgumentParser
 
 from patchloom.vision.backbone import Backbone
-from patchloom.vision.block import Tokens
 from patchloom.vision.mixers.linear import LinearAttention
 from patchloom.vision.mixers.scanned import Scanned
 from patchloom.vision.orders import Order
+from patchloom.vision.tokens import Tokens
 
 FEATURES = ["elu", "relu", "hedgehog", "hedgehog_exp", "hedgehog_joint"]
 

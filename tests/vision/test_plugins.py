@@ -5,9 +5,10 @@ import torch
 from golden import golden
 from torch import nn
 
-from patchloom.vision.block import Seams, Tokens
+from patchloom.vision.block import Seams
 from patchloom.vision.plugins import SeamError, attach, attached, plugin
 from patchloom.vision.plugins.merge import Merge, MergeLayer, match, merge, removable, unmerge
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import create_model
 

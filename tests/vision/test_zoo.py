@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from patchloom.vision.families import FAMILIES
-from patchloom.vision.model import Classifier, Pyramid
+from patchloom.vision.model import Classifier
+from patchloom.vision.pyramid import Pyramid
 from patchloom.vision.zoo import VARIANTS, create_model, describe, list_models, model_info, rebuild
 
 PUBLISHED = {  # parameters, GMACs: the fact files'

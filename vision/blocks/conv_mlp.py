@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from ...kernels.linear import eager_float32, linear
 from ...kernels.mlp import slices
-from ..block import Add, Block, BlockSpec, Linear, Tokens, is_plain, join
+from ..block import Block, BlockSpec
 from ..depthwise import ResidualDepthwise, filtered
+from ..layers import Linear, is_plain
 from ..norm import Norm
+from ..residual import Add, join
+from ..tokens import Tokens
 
 
 class ConvMlp(nn.Module):

@@ -5,8 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..block import ACTIVATIONS, Add, BlockSpec, Mlp, Norm, Seams, Tokens, add_mlp, join
+from ..block import BlockSpec, Seams
 from ..conv import ConvNorm, InvertedBottleneck
+from ..layers import ACTIVATIONS, Mlp
+from ..norm import Norm
+from ..residual import Add, add_mlp, join
+from ..tokens import Tokens
 
 
 class ResidualBlock(Seams):

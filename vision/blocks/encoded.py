@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..block import Add, Block, BlockSpec, Mlp, Tokens, add_mlp, join
+from ..block import Block, BlockSpec
 from ..depthwise import ResidualDepthwise
+from ..layers import Mlp
 from ..norm import Norm
+from ..residual import Add, add_mlp, join
+from ..tokens import Tokens
 
 
 class EncodedBlock(Block):

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..block import Block, BlockSpec, SwiGLU, join
+from ..block import Block, BlockSpec
+from ..layers import SwiGLU
 from ..norm import Norm
+from ..residual import join
 
 
 @dataclass(frozen=True)

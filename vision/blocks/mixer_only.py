@@ -4,9 +4,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..block import Add, BlockSpec, Seams, Tokens, join
+from ..block import BlockSpec, Seams
 from ..conv import ConvNorm
 from ..norm import Norm
+from ..residual import Add, join
+from ..tokens import Tokens
 
 
 class MixerBlock(Seams):

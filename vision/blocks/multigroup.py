@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..block import BlockSpec, join
+from ..block import BlockSpec
 from ..mixers.frequency import pointwise
+from ..residual import join
 from .convolutional import ConvBlock
 
 

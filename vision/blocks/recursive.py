@@ -6,9 +6,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..block import Add, Block, BlockSpec, Mlp, PreNorm, Tokens
+from ..block import Block, BlockSpec, PreNorm
+from ..layers import Mlp
 from ..norm import Norm
+from ..residual import Add
 from ..spec import Spec, sized
+from ..tokens import Tokens
 
 
 class RecursiveBlock(nn.Module):

@@ -9,8 +9,11 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Add, Block, BlockSpec, Linear, Mlp, Tokens, add_mlp
+from ..block import Block, BlockSpec
+from ..layers import Linear, Mlp
 from ..mixers.attention import Global, SelfAttention
+from ..residual import Add, add_mlp
+from ..tokens import Tokens
 
 
 class Sentence(nn.Module):

@@ -10,14 +10,16 @@ import re
 from torch import Tensor, nn
 
 from ..backbone import Stage
-from ..block import Linear, Mlp, PreNorm
+from ..block import PreNorm
 from ..blocks.convolutional import Residual
+from ..layers import Linear, Mlp
 from ..mixers.mbconv import MBConvs
 from ..mixers.relative import Relative
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..norm import Norm
 from ..published import Weights
+from ..pyramid import Pyramid
 from ..stems.coatnet import AttentionDown, AttentionStep, CoAtStem, ConvsThenStep, MBConvDown, MBConvStep
 
 WEIGHTS: dict[str, tuple[Weights, ...]] = {}

@@ -3,10 +3,12 @@
 from torch import nn
 
 from ..backbone import Stage
-from ..block import Inverted, Norm
+from ..block import Inverted
 from ..mixers.convolution import Depthwise
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Dense, Network, Rules
+from ..norm import Norm
+from ..pyramid import Pyramid
 from ..stem import Patchify, Strided
 from .convnext_weights import WEIGHTS as WEIGHTS
 

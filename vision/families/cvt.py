@@ -6,12 +6,14 @@ from torch import nn
 from ..backbone import Stage
 from ..block import PreNorm
 from ..mixers.conv_attention import Convolved
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..norm import Norm
+from ..pyramid import Pyramid
 from ..stem import ConvStem, Strided
 from ..stems.class_token import WithClassToken
 from .cvt_weights import WEIGHTS as WEIGHTS
+from .names import mlp_and_norms
 
 DOWN = Strided(3, 2, 1, after=Norm())
 
@@ -55,8 +57,7 @@ RULES = {
             (BLOCK + r"attn\.conv_proj_([qkv])\.bn\.(\w+)", OURS + r"mixer.conv_\3.norm.\4"),
             (BLOCK + r"attn\.proj_([qkv])\.(weight|bias)", OURS + r"mixer.\3.\4"),
             (BLOCK + r"attn\.proj\.(weight|bias)", OURS + r"mixer.proj.\3"),
-            (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\3.\4"),
-            (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\3.\4"),
+            *mlp_and_norms(BLOCK, OURS),
             (r"stage0\.patch_embed\.proj\.(weight|bias)", r"backbone.stem.convolution.conv.\1"),
             (r"stage0\.patch_embed\.norm\.(weight|bias)", r"backbone.stem.convolution.norm.\1"),
             (EMBED + r"proj\.(weight|bias)", r"backbone.stages.\1.down.convolution.conv.\2"),

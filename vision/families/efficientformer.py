@@ -15,9 +15,10 @@ from ..mixers.each import Each
 from ..mixers.inverted import Inverted
 from ..mixers.pool import Pool
 from ..mixers.talking import AttentionDown, AttentionStep, Talking, TalkingHeads
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Dense, Network, Rules
 from ..norm import Norm
+from ..pyramid import Pyramid
 from ..stems.convolutional import ConvNormDown, TwoConvStem
 from .efficientformer_weights import WEIGHTS as WEIGHTS
 

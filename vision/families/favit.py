@@ -6,10 +6,11 @@ from torch import nn
 from ..backbone import Stage
 from ..blocks.conv_mlp import ConvPreNorm
 from ..mixers.factorized import Factorized
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..norm import Norm
 from ..published import Weights
+from ..pyramid import Pyramid
 from ..stem import ConvStem, Strided
 
 WEIGHTS: dict[str, tuple[Weights, ...]] = {}

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Stage
-from ..block import AddScaled
 from ..heads.class_layers import ClassBlocks, ClassLayers, thin_class_layers
 from ..mixers.attention import Global
 from ..mixers.gaussian_mask import Elementwise, Gaussians, Mask, distance, offsets
 from ..mixers.masked import Kept, MaskedGlobal, MaskedWindow
 from ..mixers.talking_heads import TalkingGlobal
 from ..mixers.window import Window
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..position import Position
+from ..pyramid import Pyramid
+from ..residual import AddScaled
 from ..stem import Patchify
 from ..stems.class_pool import ClassPooling
 from ..stems.masked_tokens import MaskedTokensToToken

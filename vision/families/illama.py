@@ -3,11 +3,11 @@
 from math import ceil
 
 from ..backbone import Stage
-from ..block import Norm
 from ..blocks.gated import GatedPreNorm
 from ..mixers.soft_mask import SoftMask
 from ..model import Head
 from ..network import Network, Rules
+from ..norm import Norm
 from ..position import Position
 from ..stem import Patchify
 from .illama_weights import WEIGHTS as WEIGHTS

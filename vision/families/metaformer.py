@@ -4,16 +4,19 @@ IdentityFormer, RandFormer, PoolFormerV2, ConvFormer, CAFormer. Two generations 
 from torch import nn
 
 from ..backbone import Stage
-from ..block import Mixer, Norm, PreNorm
+from ..block import Mixer, PreNorm
 from ..mixers.attention import Global
 from ..mixers.convolution import Separable
 from ..mixers.identity import Identity
 from ..mixers.pool import Pool
 from ..mixers.random import Random
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Dense, Network, Rules
+from ..norm import Norm
+from ..pyramid import Pyramid
 from ..stem import ConvStem, Strided
 from .metaformer_weights import WEIGHTS as WEIGHTS
+from .names import mlp_and_norms
 
 WIDTHS, WIDE = (64, 128, 320, 512), (96, 192, 384, 768)
 SIZES = {
@@ -124,8 +127,7 @@ STEM, DOWN, OURS = (
 def inside(theirs: str) -> Renames:
     """A block's rules, which both sources of the baselines share."""
     return (
-        (theirs + r"(norm[12])\.(weight|bias)", OURS + r"\3.\4"),
-        (theirs + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\3.\4"),
+        *mlp_and_norms(theirs, OURS),
         (theirs + r"mlp\.act\.(scale|bias)", OURS + r"ffn.act.\3"),
         (theirs + r"res_scale([12])\.scale", OURS + r"add\3.scale"),
         (theirs + r"token_mixer\.random_matrix", OURS + "mixer.matrix"),

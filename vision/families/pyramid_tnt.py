@@ -9,9 +9,10 @@ from ..backbone import Stage
 from ..block import EachBlock, PreNorm
 from ..blocks.words import WithWords
 from ..mixers.pooled_attention import Pooled, PooledAttention
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..published import Weights
+from ..pyramid import Pyramid
 from ..stems.pyramid_tnt import MergeSentences, WordPyramid
 
 GROWTH, POOLS = (1, 2, 4, 4), (4, 2, 1, 1)

@@ -2,11 +2,13 @@
 several sizes of each image at once: `train/resolutions.py`."""
 
 from ..backbone import Stage
-from ..block import Norm, PreNorm
+from ..block import PreNorm
 from ..mixers.local_position import LocalPosition
 from ..model import Head
 from ..network import Network, Rules
+from ..norm import Norm
 from ..stems.resformer import SinePatchify
+from .names import mlp_and_norms
 from .resformer_weights import WEIGHTS as WEIGHTS
 
 NORM = Norm(eps=1e-6)
@@ -30,8 +32,7 @@ NAMES = Rules(
     (
         (BLOCK + r"attn\.(qkv|proj)\.(weight|bias)", OURS + r"mixer.\2.\3"),
         (BLOCK + r"attn\.get_v\.(weight|bias)", OURS + r"mixer.local.\2"),
-        (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\2.\3"),
-        (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\2.\3"),
+        *mlp_and_norms(BLOCK, OURS),
         (r"patch_embed\.proj\.(weight|bias)", r"backbone.stem.convolution.conv.\1"),
         (r"pos_embed\.embed_layer\.(weight|bias)", r"backbone.stem.position.conv.\1"),
         (r"cls_token", "backbone.stem.position.tokens.0"),

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ..backbone import Stage
 from ..blocks.conv_mlp import ConvPreNorm
 from ..mixers.manhattan import Manhattan, ManhattanAttention, angles, decays
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Dense, Network, Rules
 from ..norm import Norm
 from ..published import Weights
+from ..pyramid import Pyramid
 from ..stem import Strided
 from ..stems.convolutions import ConvLayers, Layer
 

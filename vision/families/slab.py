@@ -15,11 +15,12 @@ from ..block import Mixer, PreNorm
 from ..mixers.attention import Global
 from ..mixers.simplified_linear import SimplifiedLinear
 from ..mixers.window import Window
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..norm import Norm
 from ..position import Position
 from ..prepbn import Progressive, RepBatch
+from ..pyramid import Pyramid
 from ..stem import Merge2x2, Patchify
 from ..stems.pvt import Repatch
 from .slab_weights import WEIGHTS as WEIGHTS

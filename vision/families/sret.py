@@ -4,13 +4,14 @@ with the same weights, a small layer of its own behind each turn, attention insi
 from torch import Tensor, nn
 
 from ..backbone import Stage
-from ..block import Norm
 from ..blocks.recursive import Recursive, Weighed, WeighedMlp
 from ..mixers.attention import Global
 from ..mixers.sliced import Sliced
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
+from ..norm import Norm
 from ..position import Position
+from ..pyramid import Pyramid
 from ..stem import Strided
 from ..stems.sret import Halving
 from .sret_weights import WEIGHTS as WEIGHTS

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..backbone import Stage
-from ..block import Norm
 from ..mixers.window import Window, WindowAttention, apart, offsets
-from ..model import Classifier, Pyramid
+from ..model import Classifier
 from ..network import Dense, Network, Rules
+from ..norm import Norm
+from ..pyramid import Pyramid
+from .names import mlp_and_norms
 from .swin_weights import WEIGHTS as WEIGHTS
 
 
@@ -61,8 +63,7 @@ OURS = r"backbone.stages.\1.blocks.\2."
 BLOCKS = (
     (BLOCK + r"attn\.relative_position_bias_table", OURS + "mixer.table"),
     (BLOCK + r"attn\.(qkv|proj)\.(weight|bias)", OURS + r"mixer.\3.\4"),
-    (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\3.\4"),
-    (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\3.\4"),
+    *mlp_and_norms(BLOCK, OURS),
     (r"patch_embed\.proj\.(weight|bias)", r"backbone.stem.convolution.conv.\1"),
     (r"patch_embed\.norm\.(weight|bias)", r"backbone.stem.convolution.norm.\1"),
     (r"norm\.(weight|bias)", r"norm.\1"),

@@ -9,6 +9,7 @@ from ..model import Head
 from ..network import Network, Rules
 from ..position import Position
 from ..stems.t2t import TokensToToken
+from .names import mlp_and_norms
 from .t2t_weights import WEIGHTS as WEIGHTS
 
 
@@ -48,8 +49,7 @@ RULES = {
     "published": Rules(
         (
             (BLOCK + r"attn\.(qkv|proj)\.(weight|bias)", OURS + r"mixer.\2.\3"),
-            (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\2.\3"),
-            (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\2.\3"),
+            *mlp_and_norms(BLOCK, OURS),
             (LAYER + r"(norm[12])\.(weight|bias)", STEM + r"\2.\3"),
             (LAYER + r"w", STEM + "attention.w"),
             (LAYER + r"(kqv|proj)\.(weight|bias)", STEM + r"attention.\2.\3"),

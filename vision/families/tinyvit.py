@@ -10,8 +10,9 @@ from ..blocks.convolutional import LocalConv, Residual
 from ..conv import LinearNorm
 from ..mixers.distance import WindowDistance, by_part
 from ..mixers.inverted import Inverted, InvertedMixer
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
+from ..pyramid import Pyramid
 from ..stems.convolutional import InvertedDown, TwoConvStem
 from .tinyvit_weights import WEIGHTS as WEIGHTS
 

@@ -12,10 +12,11 @@ from torch import nn
 from ..backbone import Stage
 from ..blocks.mixer_only import MixerOnly
 from ..mixers.mamba import Mamba, MambaMixer
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
 from ..norm import Norm
 from ..position import Position
+from ..pyramid import Pyramid
 from ..stem import ConvStem
 from .vim_weights import WEIGHTS as WEIGHTS
 

@@ -15,6 +15,7 @@ from ..norm import Norm
 from ..position import Position
 from ..published import Weights
 from ..stem import Patchify
+from .names import mlp_and_norms
 
 NORM = Norm(eps=1e-6)
 SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -42,8 +43,7 @@ RULES = {
             (BLOCK + r"retention\.qkv\.(weight|bias)", OURS + r"mixer.qkv.\2"),
             (BLOCK + r"retention\.out_proj\.(weight|bias)", OURS + r"mixer.proj.\2"),
             (BLOCK + r"ls([12])\.gamma", OURS + r"add\2.gamma"),
-            (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\2.\3"),
-            (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\2.\3"),
+            *mlp_and_norms(BLOCK, OURS),
             (r"patch_embed\.proj\.(weight|bias)", r"backbone.stem.convolution.conv.\1"),
             (r"pos_embed", "backbone.stem.position.table"),
             (r"cls_token", "backbone.stem.position.tokens.0"),

@@ -2,12 +2,14 @@
 https://arxiv.org/abs/2012.12877, under timm's names and numbers."""
 
 from ..backbone import Stage
-from ..block import Norm, PreNorm
+from ..block import PreNorm
 from ..mixers.attention import Global
 from ..model import Head
 from ..network import Network, Rules
+from ..norm import Norm
 from ..position import Position
 from ..stem import Patchify
+from .names import mlp_and_norms
 from .vit_weights import WEIGHTS as WEIGHTS
 
 SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
@@ -37,8 +39,7 @@ BLOCK, OURS = r"blocks\.(\d+)\.", r"backbone.stages.0.blocks.\1."
 NAMES = Rules(
     (
         (BLOCK + r"attn\.(qkv|proj)\.(weight|bias)", OURS + r"mixer.\2.\3"),
-        (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\2.\3"),
-        (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\2.\3"),
+        *mlp_and_norms(BLOCK, OURS),
         (r"patch_embed\.proj\.(weight|bias)", r"backbone.stem.convolution.conv.\1"),
         (r"pos_embed", "backbone.stem.position.table"),
         (r"cls_token", "backbone.stem.position.tokens.0"),

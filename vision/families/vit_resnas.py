@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..backbone import Stage
-from ..block import Norm, PreNorm, exact_ratio
+from ..block import PreNorm, exact_ratio
 from ..mixers.attention import Global
 from ..mixers.each import Each
-from ..model import Classifier, Head, Pyramid
+from ..model import Classifier, Head
 from ..network import Network, Rules
+from ..norm import Norm
 from ..position import Position
+from ..pyramid import Pyramid
 from ..stem import Patchify, Stem
 from ..stems.vit_resnas import ConvPatches, ResidualReduction
+from .names import mlp_and_norms
 from .vit_resnas_weights import WEIGHTS as WEIGHTS
 
 Definition = Sequence[Sequence[Any]]
@@ -150,8 +153,7 @@ RULES = {
     "published": Rules(
         (
             (BLOCK + r"attn\.(qkv|proj)\.(weight|bias)", OURS + r"mixer.\3.\4"),
-            (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\3.\4"),
-            (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\3.\4"),
+            *mlp_and_norms(BLOCK, OURS),
             (DOWN + r"norm\.(weight|bias)", STEP + r"norm.\2"),
             (DOWN + r"patch_reduce\.(weight|bias)", STEP + r"conv.\2"),
             (DOWN + r"token_transform\.(weight|bias)", STEP + r"linear.\2"),

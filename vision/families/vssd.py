@@ -12,6 +12,7 @@ from ..mixers.duality import Duality
 from ..network import Dense, Network, Rules
 from ..norm import Norm
 from ..stems.vssd import Bottleneck, VssdStem
+from .names import mlp_and_norms
 from .vssd_weights import WEIGHTS as WEIGHTS
 
 
@@ -50,8 +51,7 @@ RULES = {
     "published": Rules(
         (
             (BLOCK + r"cpe([12])\.(?:proj\.)?(weight|bias)", OURS + r"encode\3.conv.\4"),
-            (BLOCK + r"(norm[12])\.(weight|bias)", OURS + r"\3.\4"),
-            (BLOCK + r"mlp\.(fc[12])\.(weight|bias)", OURS + r"ffn.\3.\4"),
+            *mlp_and_norms(BLOCK, OURS),
             (BLOCK + r"attn\.(in_proj|out_proj|norm)\.(weight|bias)", OURS + r"mixer.\3.\4"),
             (BLOCK + r"attn\.conv2d\.(weight|bias)", OURS + r"mixer.conv.\3"),
             (BLOCK + r"attn\.(dt_bias|A_log|D)", OURS + r"mixer.\3"),

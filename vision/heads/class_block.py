@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Linear, Mlp, Tokens
+from ..layers import Linear, Mlp
 from ..norm import Norm
+from ..tokens import Tokens
 from .classification import Neck
 
 

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Add, Mlp, Tokens, add_mlp, join
+from ..layers import Mlp
 from ..mixers.talking_heads import ClassAttention
 from ..norm import Norm
+from ..residual import Add, add_mlp, join
+from ..tokens import Tokens
 from .classification import Neck
 
 

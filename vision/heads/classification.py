@@ -5,8 +5,8 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
-from ..block import ACTIVATIONS, Linear
 from ..conv import LinearNorm
+from ..layers import ACTIVATIONS, Linear
 from ..norm import Norm
 from ..spec import Spec
 

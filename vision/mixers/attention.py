@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 
 
 class SelfAttention(nn.Module):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.selective_scan import selective_scan
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
 from ..orders import snakes, walks
+from ..tokens import Probe, Tokens
 from .convolution import convolve
 from .mamba import initial_step_sizes
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Linear, Probe, Tokens
 from ..conv import ConvNorm
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 
 
 class ConvAttention(nn.Module):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..block import Linear, Probe, StarReLU, Tokens
+from ..layers import Linear, StarReLU
+from ..tokens import Probe, Tokens
 
 
 def convolve(conv: nn.Module, m: Tensor) -> Tensor:

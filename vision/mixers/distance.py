@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from ...kernels.attend import attend
 from ...kernels.distance_bias import distance_bias
 from ...kernels.windows import attend_windows
-from ..block import Linear, Norm, Probe, Tokens
+from ..layers import Linear
+from ..norm import Norm
 from ..position import resize
 from ..spec import Spec
+from ..tokens import Probe, Tokens
 
 Grid = tuple[int, int]
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.ssd import noncausal_ssd
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 from .convolution import convolve
 from .mamba import initial_step_sizes
 

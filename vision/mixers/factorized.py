@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Linear, Probe, Tokens, is_plain
 from ..depthwise import ResidualDepthwise, filtered
+from ..layers import Linear, is_plain
+from ..tokens import Probe, Tokens
 
 SIDE = 7  # of a window, in keys
 GLOBAL, LOCAL = 2, 7  # shares of the channels where the map is shrunken; 1 and 7 where it is not

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Probe, Tokens
 from ..reparam import Branches
+from ..tokens import Probe, Tokens
 
 
 def pointwise(dim: int, out: int, groups: tuple[int, ...], act: str | None = None) -> Branches:

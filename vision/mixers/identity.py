@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..block import Probe, Tokens
+from ..tokens import Probe, Tokens
 
 
 class NoMixing(nn.Module):

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..block import Probe, Tokens
 from ..conv import InvertedBottleneck
+from ..tokens import Probe, Tokens
 
 
 class InvertedMixer(nn.Module):

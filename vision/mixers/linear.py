@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ...kernels.feature_maps import Hedgehog, elu_features, hedgehog_features, relu_features
 from ...kernels.linear_attention import causal_linear_attention, linear_attention
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 
 Features = Literal["elu", "relu", "hedgehog", "hedgehog_exp", "hedgehog_joint"]
 FIXED: dict[str, Callable[[Tensor], Tensor]] = {"elu": elu_features, "relu": relu_features}

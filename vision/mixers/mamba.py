@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.selective_scan import selective_scan
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 
 
 class SelectiveScan(nn.Module):

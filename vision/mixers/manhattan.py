@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ...kernels.attend import attend
 from ...kernels.rotary import rotate
-from ..block import Linear, Probe, Tokens
 from ..depthwise import filtered
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 
 
 class ManhattanAttention(nn.Module):

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from ...kernels.masked import attend_masked, attend_masked_windows
-from ..block import Mixer, Probe, Tokens
+from ..block import Mixer
 from ..spec import Spec, sized
+from ..tokens import Probe, Tokens
 from .attention import SelfAttention
 from .gaussian_mask import Gaussians, Mask, beside_special
 from .window import WindowAttention

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..affine import into_readers
-from ..block import Linear, Probe, Tokens, is_plain
 from ..conv import ConvNorm, LinearNorm, SqueezeExcite
+from ..layers import Linear, is_plain
 from ..norm import Norm
+from ..tokens import Probe, Tokens
 
 
 class MBConv(nn.Module):

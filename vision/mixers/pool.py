@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...kernels.pool import pool_minus_identity
-from ..block import Probe, Tokens
+from ..tokens import Probe, Tokens
 
 
 class Pooling(nn.Module):

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
 from ..spec import Spec
+from ..tokens import Probe, Tokens
 
 
 class PooledAttention(nn.Module):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..block import Probe, Tokens
 from ..position import resize_pairs
+from ..tokens import Probe, Tokens
 
 
 class RandomMixing(nn.Module):

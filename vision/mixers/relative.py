@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
 from ..position import resize
 from ..spec import Spec
+from ..tokens import Probe, Tokens
 
 Grid = tuple[int, int]
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.retention import retention, softmax_retention
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 
 Form = Literal["chunked", "parallel", "recurrent", "softmax"]
 FORMS = ("chunked", "parallel", "recurrent", "softmax")

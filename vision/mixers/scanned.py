@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..block import Mixer, Probe, Tokens
+from ..block import Mixer
 from ..orders import Order
+from ..tokens import Probe, Tokens
 
 
 class ScannedMixer(nn.Module):

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.dtcwt import analyse, synthesise
-from ..block import Probe, Tokens
 from ..position import resize
 from ..spec import Spec
+from ..tokens import Probe, Tokens
 
 BLOCKS = 4  # of channels, each with an MLP of its own
 

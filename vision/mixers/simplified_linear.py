@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.linear_attention import linear_attention
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
 from ..position import resize
 from ..spec import Spec
+from ..tokens import Probe, Tokens
 from .convolution import convolve
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Probe, Tokens
+from ..tokens import Probe, Tokens
 from .attention import SelfAttention
 
 

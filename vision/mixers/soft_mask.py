@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ...kernels.rotary import rotate
 from ...kernels.soft_mask import soft_masked
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
+from ..tokens import Probe, Tokens
 from .rotary import turns_of
 
 

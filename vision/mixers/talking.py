@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
-from ..block import Probe, Tokens
 from ..conv import ConvNorm, LinearNorm
 from ..spec import Spec
 from ..stem import Down
+from ..tokens import Probe, Tokens
 from .convolution import convolve
 from .distance import DistanceBias, Grid
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.masked import attend_masked
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
 from ..spec import Spec
+from ..tokens import Probe, Tokens
 from .gaussian_mask import Mask
 from .masked import place_mask, split_heads
 

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.windows import attend_windows, roll
-from ..block import Linear, Probe, Tokens
+from ..layers import Linear
 from ..position import resize
+from ..tokens import Probe, Tokens
 
 
 class WindowAttention(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..block import Probe, Tokens
+from ..tokens import Probe, Tokens
 from . import SeamError
 
 

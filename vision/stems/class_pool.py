@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..block import Linear, Tokens
+from ..layers import Linear
 from ..mixers.convolution import convolve
 from ..stem import Down
+from ..tokens import Tokens
 
 
 class ClassPool(nn.Module):

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..block import Tokens
 from ..spec import sized
 from ..stem import Down
+from ..tokens import Tokens
 
 
 class JoinedByToken(nn.Module):

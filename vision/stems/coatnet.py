@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Add, Linear, Mlp, Tokens, add_mlp
 from ..conv import ConvNorm
+from ..layers import Linear, Mlp
 from ..mixers.convolution import convolve
 from ..mixers.mbconv import MBConv
 from ..mixers.relative import Grid, RelativeAttention
 from ..norm import Norm
+from ..residual import Add, add_mlp
 from ..stem import Down, Stem
+from ..tokens import Tokens
 
 
 def halved(m: Tensor) -> Tensor:

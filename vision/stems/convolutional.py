@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..block import Tokens
 from ..conv import ConvNorm, InvertedBottleneck
 from ..stem import Down, Stem
+from ..tokens import Tokens
 
 
 class TwoConvs(nn.Module):

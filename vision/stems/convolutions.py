@@ -6,10 +6,11 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ..block import ACTIVATIONS, Tokens
 from ..conv import ConvNorm
+from ..layers import ACTIVATIONS
 from ..norm import Norm
 from ..stem import Convolution, Stem
+from ..tokens import Tokens
 
 
 class Convolutions(nn.Module):

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from ...kernels.masked import attend_masked
-from ..block import Linear, Mlp, Tokens
+from ..layers import Linear, Mlp
 from ..mixers.gaussian_mask import Mask
 from ..position import Position
 from ..stem import Stem
+from ..tokens import Tokens
 from .t2t import soft_split
 
 SPLIT = (3, 2, 1)  # kernel, stride, padding

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.sizes import always, missing
-from ..block import Tokens
 from ..conv import ConvNorm
 from ..mixers.convolution import convolve
 from ..position import Position
 from ..stem import Stem, places_in, special_of
+from ..tokens import Tokens
 
 
 class PlainStem(nn.Module):

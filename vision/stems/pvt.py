@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from ..block import Tokens
 from ..norm import Norm
 from ..position import Position
 from ..stem import Convolution, Down
+from ..tokens import Tokens
 
 
 class PatchesOfMap(nn.Module):

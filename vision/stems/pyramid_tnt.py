@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Tokens
 from ..conv import ConvNorm
 from ..mixers.convolution import convolve
 from ..stem import Down, Stem
+from ..tokens import Tokens
 
 
 class ConvWords(nn.Module):

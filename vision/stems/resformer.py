@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..block import Tokens
 from ..mixers.convolution import convolve
 from ..stem import Convolution, MapStem, Stem
+from ..tokens import Tokens
 
 
 class PositionConv(nn.Conv2d):

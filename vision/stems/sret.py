@@ -6,10 +6,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ..block import Tokens
 from ..conv import ConvNorm
 from ..position import Position
 from ..stem import Stem
+from ..tokens import Tokens
 
 
 class HalvingTokens(nn.Module):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from ...kernels.attend import attend
 from ...kernels.linear_attention import exponential_features, linear_attention
-from ..block import Linear, Mlp, Tokens
+from ..layers import Linear, Mlp
 from ..position import Position
 from ..stem import Stem
+from ..tokens import Tokens
 
 SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel, stride, padding
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Tokens
 from ..blocks.words import Sentence
 from ..position import Position
 from ..stem import Stem
+from ..tokens import Tokens
 
 PATCH = 16
 

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..block import Linear, Tokens
 from ..conv import ConvNorm
+from ..layers import Linear
 from ..mixers.convolution import convolve
 from ..norm import Norm
 from ..position import Position
 from ..stem import Convolution, Down, Stem
+from ..tokens import Tokens
 
 
 class ResidualConvTokens(nn.Module):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..block import Linear, Tokens
 from ..conv import ConvNorm, LinearNorm
+from ..layers import Linear
 from ..mixers.convolution import convolve
 from ..stem import Down, Stem
+from ..tokens import Tokens
 
 
 class ResidualStem(nn.Module):

@@ -5,7 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from golden import golden
-from recorded import captured
+from recorded import agree, captured
 
 from patchloom.vision.mixers.distance import DistanceAttention, DistanceBias
 from patchloom.vision.weights import load_published
@@ -52,9 +52,7 @@ def test_matches_the_original(name):
         found |= {"mixer3": as_map(found["mixer3"]), "mixer4": as_map(found["mixer4"])}
         found["down4"] = down.attended(before.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     found |= {f"stage{i}": f for i, f in enumerate(pyramid(x), 1)}
-    assert set(found) == set(record.meta["outputs"])
-    for output, value in found.items():
-        record.compare(output, value, 1e-5)
+    agree(record, found)
     record.compare("logits", model.fold()(x), 1e-5)
 
 

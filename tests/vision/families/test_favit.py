@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from golden import golden
 from plain import favit as plain
-from recorded import captured
+from recorded import agree, captured, sizes_are
 
 from patchloom.vision.mixers.factorized import FactorizedAttention, LocalPath, window_places
 from patchloom.vision.weights import load_published
-from patchloom.vision.zoo import VARIANTS, create_model, list_models, model_info
+from patchloom.vision.zoo import VARIANTS, create_model, list_models
 
 FACTS = {  # parameters, GMACs at 224
     "favit_b0": (3_427_704, 0.63),
@@ -32,18 +32,13 @@ def test_matches_the_original(name):
     assert not report.fresh
     assert report.dropped == ["head.weight", "head.bias"]
     found = {f"stage{i}": y for i, y in enumerate(pyramid(x), 1)} | {"logits": model(x)}
-    assert set(found) == set(record.meta["outputs"])
-    for output, value in found.items():
-        record.compare(output, value, 1e-5)
+    agree(record, found)
     record.compare("logits", model.fold()(x), 1e-5)
 
 
 def test_sizes_are_the_papers():
     assert set(list_models("favit*")) == set(FACTS)
-    for name, (parameters, gmacs) in FACTS.items():
-        info = model_info(name)
-        assert info.parameters == info.trainable == parameters
-        assert info.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+    sizes_are(FACTS)
     assert [VARIANTS[n].drop_path for n in FACTS] == [0.1, 0.1, 0.1, 0.3]
 
 

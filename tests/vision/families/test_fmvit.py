@@ -5,8 +5,8 @@ import torch
 from plain import fmvit as plain
 from torch import nn
 
-from patchloom.vision.block import Linear
 from patchloom.vision.fold import fold
+from patchloom.vision.layers import Linear
 from patchloom.vision.mixers.frequency import Frequencies
 from patchloom.vision.reparam import Branches, identity_kernel, regrouped
 from patchloom.vision.zoo import create_model, model_info

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from golden import golden
 from plain import gmm_mask as plain
-from recorded import captured
+from recorded import captured, loaded
 
 from patchloom.kernels.windows import windows
-from patchloom.vision.block import Tokens
 from patchloom.vision.heads.class_layers import ClassLayers
 from patchloom.vision.mixers.gaussian_mask import ElementMask, GaussianMixture, beside_special, distance, log_distance
 from patchloom.vision.mixers.window import WindowAttention
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import create_model, list_models, model_info
 
@@ -60,10 +60,7 @@ def test_the_mask_alone_is_the_originals():
 @pytest.mark.parametrize("name", MASKED)
 def test_matches_the_original(name):
     record = golden.load(f"gmm_mask/{name}")
-    model = create_model(name).eval()
-    report = load_published(model, record.state_dict())
-    assert not report.fresh
-    assert not report.resized
+    model = loaded(name, record)
     first, last = MASKED[name]
     found = captured(model, record.input(), {"first": f"{first}.qkv", "last": f"{last}.qkv"})
     record.compare("logits", found["logits"], 1e-5)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from golden import golden
 from plain import illama as plain
+from recorded import agree, loaded
 
 from patchloom.vision.families.illama import hidden
 from patchloom.vision.mixers.soft_mask import set_soft_mask
@@ -25,10 +26,7 @@ FACTS = {  # parameters, GMACs; of the large ones only what is reported: 310.2 M
 @torch.inference_mode()
 def test_matches_the_original():
     record = golden.load("illama/illama_tiny")
-    model = create_model("illama_tiny").eval()
-    report = load_published(model, record.state_dict())
-    assert not report.fresh
-    assert not report.dropped
+    model = loaded("illama_tiny", record)
     blocks, found, x = model.backbone.stages[0].blocks, {}, record.input()
     hooks = [
         blocks[0].mixer.register_forward_hook(lambda m, x, y: found.update({"block0.attn": y})),
@@ -39,9 +37,7 @@ def test_matches_the_original():
         hook.remove()
     set_soft_mask(model, 0.5)
     found["logits_soft_mask_0.5"] = model(x)
-    assert set(found) == set(record.meta["outputs"])
-    for output, value in found.items():
-        record.compare(output, value, 1e-5)
+    agree(record, found)
 
 
 def test_sizes_are_the_papers():

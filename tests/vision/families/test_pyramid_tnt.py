@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from patchloom.vision.block import Tokens
 from patchloom.vision.mixers.pooled_attention import PooledAttention
 from patchloom.vision.stems.pyramid_tnt import MergeWords, cut
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import create_model, model_info
 

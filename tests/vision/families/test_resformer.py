@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from golden import golden
 from plain import resformer as plain
+from recorded import agree, loaded, sizes_are
 
 from patchloom.vision.mixers.local_position import SharedDepthwise
 from patchloom.vision.plugins import SeamError
 from patchloom.vision.stems.resformer import sines
 from patchloom.vision.weights import load_published
-from patchloom.vision.zoo import create_model, list_models, model_info
+from patchloom.vision.zoo import create_model, list_models
 
 FACTS = {  # parameters, GMACs at 224
     "resformer_tiny_patch16": (5_689_192, 1.26),
@@ -23,28 +24,20 @@ FACTS = {  # parameters, GMACs at 224
 @torch.inference_mode()
 def test_matches_the_original(name):
     record = golden.load(f"resformer/{name}")
-    model = create_model(name).eval()
-    report = load_published(model, record.state_dict())
-    assert not report.fresh
-    assert not report.dropped
+    model = loaded(name, record)
     blocks, found = model.backbone.stages[0].blocks, {}
     blocks[0].mixer.register_forward_hook(lambda m, x, y: found.update({"block0.attn": y}))
     blocks[-1].register_forward_hook(lambda m, x, y: found.update(blocks=y.x))
     x = record.input()
     found["logits"] = model(x)
     found["pos_embed"] = F.pad(model.backbone.stem.position.term((x.shape[2] // 16, x.shape[3] // 16)), (0, 0, 1, 0))
-    assert set(found) == set(record.meta["outputs"])
-    for output, value in found.items():
-        record.compare(output, value, 1e-5)
+    agree(record, found)
     assert create_model(name, device="meta").default_cfg["input_size"] == (3, *x.shape[2:])
 
 
 def test_sizes_are_the_papers():
     assert set(list_models("resformer*")) == set(FACTS)
-    for name, (parameters, gmacs) in FACTS.items():
-        info = model_info(name)
-        assert info.parameters == info.trainable == parameters
-        assert info.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+    sizes_are(FACTS)
 
 
 @torch.inference_mode()

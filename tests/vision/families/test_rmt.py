@@ -4,12 +4,12 @@ import pytest
 import torch
 from golden import golden
 from plain import rmt as plain
-from recorded import captured
+from recorded import captured, loaded, sizes_are
 
-from patchloom.vision.block import Tokens
 from patchloom.vision.mixers.manhattan import ManhattanAttention, angles, decays, turns_of
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
-from patchloom.vision.zoo import VARIANTS, create_model, list_models, model_info
+from patchloom.vision.zoo import VARIANTS, create_model, list_models
 
 # Parameters, and GMACs at 224 as we count them. The authors report 2.5, 4.5, 9.7 and 18.2: less, by the depthwise
 # convolutions and the products of attention that their counter does not see.
@@ -28,10 +28,7 @@ RECORDS = ["rmt_tiny", "rmt_base", pytest.param("rmt_large_token_label", marks=p
 @pytest.mark.parametrize("name", RECORDS)
 def test_matches_the_original(name):
     record = golden.load(f"rmt/{name}")
-    model = create_model(name).eval()
-    report = load_published(model, record.state_dict())
-    assert not report.fresh
-    assert not report.dropped
+    model = loaded(name, record)
     places = {}
     for i, stage in enumerate(VARIANTS[name].stages):
         last = f"backbone.stages.{i}.blocks.{stage.depth - 1}"
@@ -48,10 +45,7 @@ def test_matches_the_original(name):
 
 def test_sizes_are_the_papers():
     assert set(list_models("rmt*")) == set(FACTS)
-    for name, (parameters, gmacs) in FACTS.items():
-        info = model_info(name)
-        assert info.parameters == info.trainable == parameters
-        assert info.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+    sizes_are(FACTS)
 
 
 @torch.inference_mode()

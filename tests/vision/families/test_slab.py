@@ -13,11 +13,11 @@ from vision_tiny import tiny_classifier
 
 from patchloom.kernels.linear_attention import linear_attention, reference
 from patchloom.vision.affine import Affine
-from patchloom.vision.block import Tokens
 from patchloom.vision.families.swin import computed
 from patchloom.vision.mixers.simplified_linear import SimplifiedLinear
 from patchloom.vision.model import Classifier
 from patchloom.vision.prepbn import ProgressiveNorm, RepBN
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import VARIANTS, create_model, list_models, model_info
 

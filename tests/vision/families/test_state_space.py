@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from golden import golden
-from recorded import captured
+from recorded import captured, loaded
 from torch import nn
 
 from patchloom.vision.backbone import Backbone, Stage
-from patchloom.vision.block import Tokens
 from patchloom.vision.families import vim
 from patchloom.vision.mixers.cross_scan import Cross
 from patchloom.vision.mixers.mamba import CausalConv, Mamba
@@ -19,7 +18,7 @@ from patchloom.vision.mixers.retention import Retain
 from patchloom.vision.mixers.scanned import Scanned, among
 from patchloom.vision.mixers.window import Window
 from patchloom.vision.orders import KINDS, Order, snakes
-from patchloom.vision.weights import load_published
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.zoo import create_model, model_info
 
 BLOCK = "backbone.stages.0.blocks."
@@ -38,14 +37,6 @@ PARAMETERS = {
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameters_are_the_published_ones(name, count):
     assert model_info(name).parameters == count
-
-
-def loaded(name, record, **options):
-    model = create_model(name, **options).eval()
-    report = load_published(model, record.state_dict())
-    assert not report.fresh
-    assert not report.resized
-    return model
 
 
 @pytest.mark.parametrize("name", ["vim_tiny", "vim_tiny_stride8", pytest.param("vim_base", marks=pytest.mark.slow)])

@@ -4,14 +4,14 @@ import pytest
 import torch
 from golden import golden
 from plain import svt as plain
-from recorded import captured
+from recorded import agree, captured, sizes_are
 
 from patchloom.kernels.dtcwt import analyse, synthesise
-from patchloom.vision.block import Tokens
 from patchloom.vision.mixers.scattering import Scattering
 from patchloom.vision.plugins import SeamError
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
-from patchloom.vision.zoo import create_model, list_models, model_info
+from patchloom.vision.zoo import create_model, list_models
 
 FACTS = {  # parameters, GMACs at 224 with the wavelet filters as convolutions
     "svt_s": (22_052_592, 5.13),
@@ -31,9 +31,7 @@ def test_matches_the_original(name):
     assert not load_published(pyramid, state).fresh
     found = captured(model, x, {"block1.0.attn": "backbone.stages.0.blocks.0.mixer"})
     found |= {f"stage{i}": y for i, y in enumerate(pyramid(x), 1)}
-    assert set(found) == set(record.meta["outputs"])
-    for output, value in found.items():
-        record.compare(output, value, 1e-5)
+    agree(record, found)
     record.compare("logits", model.fold()(x), 1e-5)
 
 
@@ -47,10 +45,7 @@ def test_filters_in_a_file_are_dropped():
 
 def test_sizes_are_the_papers():
     assert set(list_models("svt*")) == set(FACTS)
-    for name, (parameters, gmacs) in FACTS.items():
-        info = model_info(name)
-        assert info.parameters == info.trainable == parameters
-        assert info.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+    sizes_are(FACTS)
 
 
 @torch.inference_mode()

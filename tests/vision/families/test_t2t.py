@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from golden import golden
 from plain import t2t as plain
-from recorded import captured
+from recorded import captured, loaded
 
 from patchloom.kernels.linear_attention import exponential_features, linear_attention, reference
 from patchloom.vision.position import sinusoid
@@ -32,10 +32,7 @@ def numbers(*shape, seed=0):
 ])  # fmt: skip
 def test_matches_the_original(name):
     record = golden.load(f"t2t/{name}")
-    model = create_model(name).eval()
-    report = load_published(model, record.state_dict())
-    assert not report.fresh
-    assert not report.resized
+    model = loaded(name, record)
     last = f"backbone.stages.0.blocks.{model.backbone.specs[0].depth - 1}"
     found = captured(model, record.input(), {**PLACES, "sequence": last})
     assert set(found) == set(record.meta["outputs"])

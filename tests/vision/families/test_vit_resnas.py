@@ -5,14 +5,15 @@ import torch
 import torch.nn.functional as F
 from golden import golden
 from plain import vit_resnas as plain
-from recorded import captured
+from recorded import agree, captured
 
-from patchloom.vision.block import Tokens, exact_ratio
+from patchloom.vision.block import exact_ratio
 from patchloom.vision.families.vit_resnas import MEDIUM, PLAIN, TINY, parse
 from patchloom.vision.mixers.attention import Global
 from patchloom.vision.model import Classifier
 from patchloom.vision.position import Position
 from patchloom.vision.stems.vit_resnas import ResidualReduction
+from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import VARIANTS, create_model, list_models, model_info
 
@@ -37,9 +38,7 @@ def test_matches_the_original():
     assert set(report.matched) == set(state)
     last = {f"stage{i + 1}": f"backbone.stages.{i}.blocks.{s.depth - 1}" for i, s in enumerate(model.backbone.specs)}
     found = captured(model, record.input(), {**last, **{f"reduce{i}": f"backbone.stages.{i}.down" for i in (1, 2)}})
-    assert set(found) == set(record.meta["outputs"])
-    for output, value in found.items():
-        record.compare(output, value, 1e-5)
+    agree(record, found)
 
 
 @torch.inference_mode()
