@@ -6,6 +6,8 @@ convolutions, does not. So there the product and both its gradients go through o
 while the result is still in cache.
 """
 
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NARROW_ROWS, NARROW_CHANNELS, FEW_ROWS = 2048, 256, 768
+SMALL = 1 << 23  # multiply-adds of a product over which oneDNN takes longer to prepare itself than it saves
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
@@ -24,7 +27,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bo
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool = False) -> Tensor:
     """`reference`, by oneDNN where that is the same arithmetic and faster: float32 on a CPU, outside of autocast and
     of anything that records operators (compile, export, tracing, operator counters)."""
-    if not (eager_float32(x, weight) and x.numel()):
+    if not eager_float32(x, weight) or x.numel() * weight.shape[0] < SMALL:
         return reference(x, weight, bias, gelu=gelu)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         y = _Linear.apply(x, weight, bias)
@@ -39,19 +42,28 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, gelu: bool
     if not (torch.backends.mkldnn.enabled and _available(x.dtype)) or (x.dtype is torch.bfloat16 and not gelu):
         return reference(x, weight, bias, gelu=gelu)
     (n, k), rows = weight.shape, x.numel() // weight.shape[1]
+    if rows * n * k < SMALL:
+        return reference(x, weight, bias, gelu=gelu)
     if gelu or rows < NARROW_ROWS or k > NARROW_CHANNELS:
         return _onednn(x, weight, bias, gelu)
-    y = F.conv2d(x.reshape(1, rows, 1, k).permute(0, 3, 1, 2), weight[..., None, None], bias)
-    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], n)
+    m, w, one = x.reshape(1, rows, 1, k).permute(0, 3, 1, 2), weight[..., None, None], (1, 1)
+    y = torch.ops.aten.mkldnn_convolution(m, w, bias, (0, 0), one, one, 1)  # F.conv2d goes another way on one thread
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], n)  # type: ignore[no-any-return]
 
 
-def eager(dtype: torch.dtype, *tensors: Tensor) -> bool:
-    """Whether these have `dtype` on a CPU and nothing records, casts or transforms operators: where a short form of
-    operators of its own may stand in for the plain one."""
+def eager(dtype: torch.dtype, *tensors: Tensor, cast: bool = False) -> bool:
+    """Whether these have `dtype` on a CPU and nothing records, transforms or (unless `cast`, which asks for autocast)
+    casts operators: where a short form of operators of its own may stand in for the plain one."""
+    for t in tensors:
+        if t.dtype is not dtype or not t.is_cpu:
+            return False
+    return torch.is_autocast_enabled("cpu") is cast and unwatched()
+
+
+def unwatched() -> bool:
+    """Whether nothing records or transforms operators: compile, export, tracing, functorch, operator counters."""
     return (
-        all(t.dtype is dtype and t.device.type == "cpu" for t in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
+        not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
@@ -64,9 +76,12 @@ def eager_float32(*tensors: Tensor) -> bool:
 
 def outer(dy: Tensor, x: Tensor) -> Tensor:
     """dy' x, the gradient of a weight: dy (R N), x (R K) -> (N K), of eager float32 tensors on a CPU, without a graph.
-    Of many rows it is the gradient of a 1x1 convolution's weight, which needs no transposed copy; of few, a product."""
+
+    The BLAS does that well, but for AMD's processors of 512 bits, of which it uses half. There oneDNN takes it: of many
+    rows as the gradient of a 1x1 convolution's weight, which needs no transposed copy; of few as a product.
+    """
     (r, n), k = dy.shape, x.shape[1]
-    if not (torch.backends.mkldnn.enabled and _available(dy.dtype)):
+    if not (half_used() and torch.backends.mkldnn.enabled and _available(dy.dtype)):
         return dy.t() @ x
     if r < FEW_ROWS:
         return _onednn(dy.t(), x.t(), None, False)
@@ -77,6 +92,17 @@ def outer(dy: Tensor, x: Tensor) -> Tensor:
         grad, image, weight, None, once, no, once, False, no, 1, [False, True, False]
     )[1]
     return found.view(n, k)  # type: ignore[no-any-return]
+
+
+@cache
+def half_used() -> bool:
+    """Whether torch's BLAS, MKL, takes this processor for one of 256 bits though it has 512: AMD's since Zen 5."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return False
+    about = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    return about.get("vendor_id") == "AuthenticAMD" and int(about["cpu family"]) >= 26
 
 
 _probed: dict[torch.dtype, bool] = {}

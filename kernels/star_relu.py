@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear import eager_float32
+from .linear import eager, eager_float32
 
 
 def reference(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -20,7 +20,8 @@ def reference(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 def star_relu(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """`reference`; on a CPU, outside of anything that records operators, by the short form."""
-    if not eager_float32(x, scale, bias):
+    half = eager(torch.bfloat16, x, scale, bias) or eager(torch.bfloat16, x, cast=True)
+    if not (half or eager_float32(x, scale, bias)):
         return reference(x, scale, bias)
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or bias.requires_grad):
         return _StarReLU.apply(x, scale, bias)  # type: ignore[no-any-return]
@@ -28,7 +29,7 @@ def star_relu(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, positive: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return torch.addcmul(bias, x, positive, value=scale.item())
+    return torch.addcmul(bias.to(x.dtype), x, positive, value=scale.item())
 
 
 class _StarReLU(torch.autograd.Function):
@@ -45,5 +46,9 @@ class _StarReLU(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         positive, scale = ctx.saved_tensors
         t = positive * dy
-        ds = torch.dot(t.flatten(), positive.flatten()).reshape(1)
-        return t.mul_(2 * scale.item()), ds, dy.sum().reshape(1)
+        if t.dtype is torch.bfloat16:
+            ds = (t * positive).sum(dtype=torch.float32)
+        else:
+            ds = torch.dot(t.flatten(), positive.flatten())
+        db = dy.sum(dtype=torch.float32).to(scale.dtype)
+        return t.mul_(2 * scale.item()), ds.to(scale.dtype).reshape(1), db.reshape(1)

@@ -29,11 +29,12 @@ def reference(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
 
 
 def attend_windows(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
-    """`reference`, by the short way on a CPU (in float32, or in bfloat16 without a graph) unless a back end was chosen
-    or operators are being recorded."""
+    """`reference`, by the short way on a CPU (in float32; in bfloat16 without a graph, or with one under autocast)
+    unless a back end was chosen or operators are being recorded."""
     graph = torch.is_grad_enabled() and (qkv.requires_grad or bias.requires_grad)
     half = not graph and eager(torch.bfloat16, qkv, bias)
-    if not (half or eager_float32(qkv, bias)) or current() != "auto":
+    cast = graph and eager(torch.bfloat16, qkv, cast=True) and bias.dtype is torch.float32
+    if not (half or cast or eager_float32(qkv, bias)) or current() != "auto":
         return reference(qkv, bias, heads, size)
     if graph:
         return _Windows.apply(qkv, bias, heads, size)  # type: ignore[no-any-return]
@@ -110,9 +111,15 @@ def _half(qkv: Tensor, bias: Tensor, grid: Grid) -> Tensor:
 
 
 def _forward(qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The result (B*n*h s*s d) and the weights (B*n*h s*s s*s)."""
+    """The result (B*n*h s*s d) and the weights (B*n*h s*s s*s). Under autocast the products are bfloat16, the bias and
+    the softmax float32."""
     q, k, v = qkv.unbind(0)
     n = q.shape[1]
+    if qkv.dtype is torch.bfloat16:
+        product = torch.bmm(q, k.mT).view(-1, *bias.shape)
+        score = torch.add(bias, product, alpha=q.shape[-1] ** -0.5).view(-1, n, n)
+        weight = torch.softmax(score, -1, out=score).to(qkv.dtype)
+        return torch.bmm(weight, v), weight
     score = q.new_empty(q.shape[0], n, n)
     score.view(-1, *bias.shape).copy_(bias)
     score.baddbmm_(q, k.mT, alpha=q.shape[-1] ** -0.5)
@@ -143,7 +150,7 @@ class _Windows(torch.autograd.Function):
         torch.bmm(weight.mT, dy, out=grads[2])
         score = torch.bmm(dy, v.mT)
         score = torch._softmax_backward_data(score, weight, -1, score.dtype)
-        dbias = score.view(-1, *ctx.bias_shape).sum(0) if ctx.needs_input_grad[1] else None
+        dbias = score.view(-1, *ctx.bias_shape).sum(0, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         scale = d**-0.5
         torch.baddbmm(grads[0], score, k, beta=0, alpha=scale, out=grads[0])
         torch.baddbmm(grads[1], score.mT, q, beta=0, alpha=scale, out=grads[1])

@@ -12,6 +12,8 @@ from .layers import ACTIVATIONS, Linear, is_plain, unhooked
 from .mixers.convolution import convolve
 from .norm import BatchNorm, scale_and_shift
 
+FEW = 1 << 16  # activations, over which a batch norm takes less time than it takes to prepare weights with it
+
 
 class ConvNorm(nn.Module):
     """act(norm(conv(m))) on a map B H W C -> B H' W' C'; padding of kernel // 2 unless told otherwise."""
@@ -25,13 +27,16 @@ class ConvNorm(nn.Module):
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def forward(self, m: Tensor) -> Tensor:
-        if self.plain() and short(m, self.conv.weight):
+        if self.plain() and short(m, self.conv.weight) and self.pays(m):
             return self.at_once(m)
         return self.act(self.norm(self.conv(m.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
     def plain(self) -> bool:
         """Whether nobody looks at its parts, and its norm is a constant: then they may be one kernel."""
         return type(self.conv) is nn.Conv2d and unhooked(self.conv) and constant(self.norm)
+
+    def pays(self, m: Tensor) -> bool:
+        return worth(self.norm, self.conv.weight, m.numel() // m.shape[-1] // self.conv.stride[0] ** 2)
 
     def at_once(self, m: Tensor) -> Tensor:
         """`forward` without a graph, the norm put into the weights on the way."""
@@ -51,6 +56,12 @@ def constant(norm: nn.Module) -> bool:
     """Whether `norm` is a fixed scale and shift of the channels, seen by nobody: it evaluates, or was folded away."""
     kind = type(norm)
     return (kind is nn.Identity or (kind in (BatchNorm, nn.BatchNorm2d) and not norm.training)) and unhooked(norm)
+
+
+def worth(norm: nn.Module, weight: Tensor, rows: int) -> bool:
+    """Whether putting the norm into the layer's weights, anew at every call, costs less than applying it to what comes
+    out (rows C): no where that is little."""
+    return type(norm) is nn.Identity or rows * weight.shape[0] >= max(weight.numel(), FEW)
 
 
 def short(*tensors: Tensor) -> bool:
@@ -103,13 +114,16 @@ class LinearNorm(nn.Module):
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.plain() and short(x, self.linear.weight) and x.numel():
+        if self.plain() and short(x, self.linear.weight) and x.numel() and self.pays(x):
             return self.at_once(x)
         return self.act(self.norm(self.linear(x)))  # type: ignore[no-any-return]
 
     def plain(self) -> bool:
         """As `ConvNorm.plain`."""
         return is_plain(self.linear) and constant(self.norm)
+
+    def pays(self, x: Tensor) -> bool:
+        return worth(self.norm, self.linear.weight, x.numel() // x.shape[-1])
 
     def at_once(self, x: Tensor) -> Tensor:
         """As `ConvNorm.at_once`."""
@@ -147,7 +161,7 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, m: Tensor) -> Tensor:
         fc1, mid, fc2 = self.fc1, self.mid, self.fc2
-        if not (self.plain() and short(m, fc1.linear.weight, fc2.linear.weight) and m.numel()):
+        if not (self.plain() and short(m, fc1.linear.weight, fc2.linear.weight) and m.numel() and fc1.pays(m)):
             return fc2(mid(fc1(m)))  # type: ignore[no-any-return]
         if not isinstance(mid, ConvNorm):
             return mlp(m, fc1.layer(), fc2.layer())

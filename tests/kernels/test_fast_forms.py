@@ -14,6 +14,11 @@ from patchloom.vision.layers import Linear, Mlp
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
+@pytest.fixture(autouse=True)
+def small_products_are_not_left_to_the_reference(monkeypatch):
+    monkeypatch.setattr(linear_kernel, "SMALL", 0)
+
+
 def made(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
@@ -157,3 +162,53 @@ def test_roll(by):
     m = made(2, 5, 7, 3)
     assert torch.equal(windows.roll(m, by), m.roll((by, by), (1, 2)))
     same(windows.roll(m, by), m.roll((by, by), (1, 2)), [m])
+
+
+def error(got, want):
+    return ((got.double() - want.double()).norm() / want.double().norm()).item()
+
+
+def as_close_as_the_reference(fast, plain, inputs):
+    """The fast form under autocast is not further from float64 than the reference under autocast is."""
+    exact = plain(*[t.double() for t in inputs])
+    dy = torch.randn(exact.shape, generator=torch.Generator().manual_seed(9))
+    want = torch.autograd.grad(exact, inputs, dy.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = fast(*inputs), plain(*inputs)
+    assert error(ours, exact) < 1.5 * error(theirs, exact) + 1e-3
+    assert ours.dtype == theirs.dtype
+    for a, b, w in zip(*(torch.autograd.grad(y, inputs, dy.to(y.dtype)) for y in (ours, theirs)), want, strict=True):
+        assert a.dtype == b.dtype
+        assert error(a, w) < 1.5 * error(b, w) + 1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_under_autocast(masked):
+    bias = made(4 if masked else 1, 2, 16, 16, seed=1)
+    qkv = made(2, 8, 8, 3 * 2 * 8)
+
+    def half(form):
+        return lambda qkv, bias: form(qkv if qkv.dtype is torch.float64 else qkv.bfloat16(), bias, 2, 4)
+
+    as_close_as_the_reference(half(windows.attend_windows), half(windows.reference), [qkv, bias])
+    with torch.autocast("cpu", torch.bfloat16):
+        y = windows.attend_windows(qkv.bfloat16(), bias, 2, 4)
+    assert "Windows" in y.grad_fn.name()
+
+
+def test_star_relu_under_autocast():
+    x, s, b = made(3, 50), torch.tensor([1.3], requires_grad=True), torch.tensor([-0.2], requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = star_relu.star_relu(x.bfloat16(), s, b)
+    assert "StarReLU" in y.grad_fn.name()
+    exact = star_relu.reference(x.double(), s.double(), b.double())
+    assert error(y, exact) < 1e-2
+    dy = torch.randn(exact.shape, generator=torch.Generator().manual_seed(9))
+    got, want = (torch.autograd.grad(o, [x, s, b], dy.to(o.dtype)) for o in (y, exact))
+    for a, w in zip(got, want, strict=True):
+        assert a.dtype is torch.float32
+        assert error(a, w) < (1e-2 if a.numel() > 1 else 5e-2)  # a sum of rounded numbers of both signs
+    half_x, half_s, half_b = (t.detach().bfloat16() for t in (x, s, b))
+    got = star_relu.star_relu(half_x, half_s, half_b)
+    assert got.dtype is torch.bfloat16
+    assert error(got, star_relu.reference(half_x.double(), half_s.double(), half_b.double())) < 1e-2

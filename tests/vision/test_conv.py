@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from patchloom.vision import conv
 from patchloom.vision.conv import ConvNorm, InvertedBottleneck, LinearNorm
+
+
+@pytest.fixture(autouse=True)
+def small_maps_do_not_take_the_long_form(monkeypatch):
+    monkeypatch.setattr(conv, "worth", lambda norm, weight, rows: True)
 
 
 def numbers(*shape, seed=0):
@@ -70,3 +76,17 @@ def test_training_keeps_statistics_as_torch_does():
         y = module.conv(m.permute(0, 3, 1, 2))
     torch.testing.assert_close(module.norm.running_mean, 0.1 * y.mean((0, 2, 3)))
     assert int(module.norm.num_batches_tracked) == 1
+
+
+@torch.no_grad()
+def test_norms_are_put_into_weights_where_that_is_less_than_they_act_on(monkeypatch):
+    monkeypatch.undo()
+    layer, asked = trained(ConvNorm(64, 128, 3, 2)), []
+    monkeypatch.setattr(layer, "at_once", lambda m: asked.append(m.shape))
+    layer(numbers(1, 8, 8, 64))
+    assert not asked  # 16 x 128 numbers come out, and the weights are 73,728
+    layer(numbers(4, 32, 32, 64))
+    assert asked == [(4, 32, 32, 64)]
+    layer.fold_()
+    layer(numbers(1, 8, 8, 64))
+    assert len(asked) == 2  # there is nothing to put in
