@@ -2,13 +2,17 @@
 weights depend on the token.
 
     d_t = softplus(delta_t + delta_bias)
-    h_t = exp(d_t A) h_{t-1} + d_t B_t u_t
+    h_t = exp((d_t + gap_t idle) A) h_{t-1} + d_t B_t u_t
     y_t = (C_t . h_t + D u_t) silu(z_t)
 
 for each of D channels, with a state h of N numbers. `reference` defines the operation; `chunked` is plain torch for any
-device, the default; `native` is C for CPUs, compiled and tried on first use (kernels/native); `exported` stands in for
-them while a model is exported, and takes any length in one graph (docs/export.md). State, decays and softplus are kept
-in float32 (float64 where u is), whatever the type of u; y has u's.
+device, the default; `native` is C for CPUs, compiled and tried on first use (kernels/native); `triton` is for GPUs,
+tried on first use (triton_scan.py); `exported` stands in for them while a model is exported, and takes any length in
+one graph (docs/export.md). State, decays and softplus are kept in float32 (float64 where u is), whatever the type of u;
+y has u's.
+
+`gap` is for sequences out of which tokens were taken (https://arxiv.org/abs/2409.18962): so many steps without input
+lie before each token, of size `idle`, and are not walked; the state decays as if they were.
 """
 
 import ctypes
@@ -25,11 +29,11 @@ from torch import Tensor
 
 from . import chunks
 from .chunks import in_float32, refuse_growth, without_autocast
-from .linear import eager_float32
+from .linear import eager_float32, unwatched
 from .native import library
 
-Backend = Literal["auto", "reference", "chunked", "native"]
-BACKENDS = ("auto", "reference", "chunked", "native")
+Backend = Literal["auto", "reference", "chunked", "native", "triton"]
+BACKENDS = ("auto", "reference", "chunked", "native", "triton")
 CHUNK = 32  # steps between two states that the backward pass finds kept (native)
 SEGMENT, WIDE = 1 << 20, 1 << 16  # states in a segment, and in a step of it that is worth its overhead (chunked)
 _chosen: ContextVar[str] = ContextVar("selective_scan", default="auto")
@@ -37,7 +41,7 @@ _chosen: ContextVar[str] = ContextVar("selective_scan", default="auto")
 
 class Scan(NamedTuple):
     """The arguments of the bare recurrence, all of one type: u, d (B L D), A (D N), B, C (B L G N), h (B D N) or None
-    for a state of zeros."""
+    for a state of zeros; gap (B L) and idle (D), or None for no gaps."""
 
     u: Tensor
     d: Tensor
@@ -46,6 +50,8 @@ class Scan(NamedTuple):
     C: Tensor
     h: Tensor | None
     reverse: bool
+    gap: Tensor | None = None  # B L
+    idle: Tensor | None = None  # D
 
 
 @contextmanager
@@ -62,27 +68,28 @@ def backend(name: Backend) -> Iterator[None]:
 def selective_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
     delta_bias: Tensor | None = None, *, softplus: bool = True, reverse: bool = False, state: Tensor | None = None,
-    return_state: bool = False, backend: Backend = "auto",
+    return_state: bool = False, gap: Tensor | None = None, idle: Tensor | None = None, backend: Backend = "auto",
 ) -> Any:  # fmt: skip
     """u, delta, z (B L D); A (D N), negative; B, C (B L N) or (B L G N), a group for D / G channels that lie side by
     side; D, delta_bias (D); state (B D N): what came before the first token. -> y (B L D), and the last state (B D N)
-    with `return_state`. `reverse` scans from the last token to the first.
+    with `return_state`. `reverse` scans from the last token to the first. gap (B L): how many steps were left out
+    before each token (in reverse: behind it), whose inputs are zero and whose delta is idle (D).
 
     Raises ValueError where shapes do not fit, for an unknown back end, and for a positive A, whose states would grow
     without bound (looked at on a CPU only: elsewhere one would have to wait for the answer).
     """
     name = checked(backend if backend != "auto" else _chosen.get())
-    shaped(u, delta, A, B, C, D, z, delta_bias, state)
+    shaped(u, delta, A, B, C, D, z, delta_bias, state, gap, idle)
     kept = in_float32(u)
     with without_autocast(u):
-        d = delta.to(kept)
-        if delta_bias is not None:
-            d = d + delta_bias.to(kept)
-        if softplus:
-            d = F.softplus(d)
+        smooth = softplus_by(name) if softplus else None
+        d = sizes(delta.to(kept), delta_bias, smooth)
+        idle = None if idle is None else sizes(idle.to(kept), delta_bias, smooth)
+        gap = None if gap is None else gap.to(kept)
         groups = [t.to(kept) if t.ndim == 4 else t.to(kept)[:, :, None] for t in (B, C)]
         x = u.to(kept)
-        scan = Scan(x, d, A.to(kept), groups[0], groups[1], None if state is None else state.to(kept), reverse)
+        first = None if state is None else state.to(kept)
+        scan = Scan(x, d, A.to(kept), groups[0], groups[1], first, reverse, gap, idle)
         y, last = form_of(name, scan)(scan)
         if D is not None:
             y = y + D.to(kept) * x
@@ -105,6 +112,24 @@ def step(
     return y[:, 0], last
 
 
+def sizes(delta: Tensor, bias: Tensor | None, smooth: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The sizes of steps: delta (… D), its bias added, through softplus or not."""
+    d = delta if bias is None else delta + bias.to(delta.dtype)
+    return d if smooth is None else smooth(d)
+
+
+def softplus_by(name: str) -> Callable[[Tensor], Tensor]:
+    """The softplus of a back end."""
+    return fast_softplus if name in ("auto", "native") else F.softplus
+
+
+def fast_softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), compiled where the compiled scan may be used."""
+    if not (eager_float32(x) and x.numel() and trusted()):
+        return F.softplus(x)
+    return _Softplus.apply(x)  # type: ignore[no-any-return]
+
+
 def form_of(name: str, scan: Scan) -> Callable[[Scan], tuple[Tensor, Tensor]]:
     if scan.u.is_meta:
         return shapes_only
@@ -117,7 +142,14 @@ def form_of(name: str, scan: Scan) -> Callable[[Scan], tuple[Tensor, Tensor]]:
             "the native selective scan takes float32 tensors on a CPU, outside of compile, export and transforms, "
             "and a C compiler; backend='chunked' takes anything"
         )
-    return native if name == "native" or (name == "auto" and fits(scan)) else chunked
+    if name == "triton" and not fits_gpu(scan):
+        raise ValueError(
+            "the triton selective scan takes tensors of up to 32 bits on a CUDA device, outside of compile, export and "
+            "transforms, and triton, which torch's CUDA wheel brings; backend='chunked' takes anything"
+        )
+    if name == "native" or (name == "auto" and fits(scan)):
+        return native
+    return triton if name == "triton" or (name == "auto" and scan.u.is_cuda and fits_gpu(scan)) else chunked
 
 
 def checked(name: str) -> str:
@@ -127,7 +159,8 @@ def checked(name: str) -> str:
 
 
 def shaped(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
-           delta_bias: Tensor | None, state: Tensor | None) -> None:  # fmt: skip
+           delta_bias: Tensor | None, state: Tensor | None, gap: Tensor | None,
+           idle: Tensor | None) -> None:  # fmt: skip
     if u.ndim != 3 or A.ndim != 2:
         raise ValueError(f"selective_scan takes u (B L D) and A (D N); got {tuple(u.shape)} and {tuple(A.shape)}")
     (b, length, d), n = u.shape, A.shape[1]
@@ -136,12 +169,15 @@ def shaped(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
     wanted = {
         "delta": (delta, (b, length, d)), "A": (A, (d, n)), "B": (B, grouped), "C": (C, grouped), "D": (D, (d,)),
         "z": (z, (b, length, d)), "delta_bias": (delta_bias, (d,)), "state": (state, (b, d, n)),
+        "gap": (gap, (b, length)), "idle": (idle, (d,)),
     }  # fmt: skip
     for name, (t, shape) in wanted.items():
         if t is not None and tuple(t.shape) != shape:
             raise ValueError(
                 f"selective_scan: {name} is {tuple(t.shape)}, beside u {tuple(u.shape)} it must be {shape}"
             )
+    if (gap is None) != (idle is None):
+        raise ValueError("selective_scan: gap says how many steps were left out, idle how large they are: give both")
     if d % g:
         raise ValueError(f"selective_scan: {d} channels do not divide into {g} groups of B and C")
     refuse_growth(A, "selective_scan")
@@ -152,23 +188,34 @@ def shaped(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor 
 
 def reference(scan: Scan) -> tuple[Tensor, Tensor]:
     """The recurrence, token by token; defines the operation."""
-    u, d, A, B, C, h, reverse = scan
+    u, d, A, B, C, h, reverse, gap, idle = scan
     width = u.shape[2] // B.shape[2]
     if h is None:
         h = u.new_zeros(u.shape[0], *A.shape)
+    over = d if gap is None or idle is None else d + gap[..., None] * idle
     ys = []
-    steps = list(zip(u.unbind(1), d.unbind(1), B.unbind(1), C.unbind(1), strict=True))
-    for u_t, d_t, B_t, C_t in reversed(steps) if reverse else steps:
+    steps = list(zip(u.unbind(1), d.unbind(1), over.unbind(1), B.unbind(1), C.unbind(1), strict=True))
+    for u_t, d_t, over_t, B_t, C_t in reversed(steps) if reverse else steps:
         b, c = (t.repeat_interleave(width, 1) for t in (B_t, C_t))  # B D N
-        h = torch.exp(d_t[..., None] * A) * h + (d_t * u_t)[..., None] * b
+        h = torch.exp(over_t[..., None] * A) * h + (d_t * u_t)[..., None] * b
         ys.append((h * c).sum(-1))
     return torch.stack(ys[::-1] if reverse else ys, 1), h
+
+
+def without_gaps(scan: Scan) -> Scan:
+    """The same recurrence without `gap`: each step is longer by what is missing, d' = d + gap idle, and its input
+    smaller, u' = u d / d'."""
+    if scan.gap is None or scan.idle is None:
+        return scan
+    missing = scan.gap[..., None].clamp(min=1e-30)  # so that a step of size 0 is not divided by itself
+    over = torch.addcmul(scan.d, missing, scan.idle)
+    return scan._replace(u=scan.u * (scan.d / over), d=over, gap=None, idle=None)
 
 
 def exported(scan: Scan) -> tuple[Tensor, Tensor]:
     """The recurrence as one operator of an exported graph, which need not know the length: nothing larger than the
     state is made in a step."""
-    u, d, A, B, C, h, reverse = scan
+    u, d, A, B, C, h, reverse, *_ = without_gaps(scan)
     width = u.shape[2] // B.shape[2]
     if h is None:
         h = u.new_zeros(u.shape[0], *A.shape)
@@ -193,7 +240,7 @@ def shapes_only(scan: Scan) -> tuple[Tensor, Tensor]:
 
 def fits(scan: Scan) -> bool:
     """Whether `native` may take these."""
-    given = [t for t in scan[:6] if isinstance(t, Tensor)]
+    given = [t for t in scan if isinstance(t, Tensor)]
     return eager_float32(*given) and scan.u.numel() > 0 and trusted()
 
 
@@ -203,23 +250,71 @@ def trusted() -> bool:
     one warning where it does not."""
     if library("selective_scan") is None:
         return False
-    with torch.inference_mode(False), torch.enable_grad():
-        g = torch.Generator().manual_seed(0)
-        shapes = ((1, 40, 20), (1, 40, 20), (20, 3), (1, 40, 2, 3), (1, 40, 2, 3), (1, 20, 3))
-        u, d, A, B, C, h = (torch.rand(s, generator=g).requires_grad_() for s in shapes)
-        found = []
-        for form in (native, reference):
-            y, last = form(Scan(u, d, -A, B, C, h, True))
-            found.append((y, last, *torch.autograd.grad(y.sum() + last.sum(), (u, d, A, B, C, h))))
-        same = all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+    same = is_reference(native, torch.device("cpu")) and smooth_is_smooth()
     if not same:
         warnings.warn("the compiled selective scan does not compute what it should; the plain form runs", stacklevel=2)
     return same
 
 
+def is_reference(form: Callable[[Scan], tuple[Tensor, Tensor]], device: torch.device) -> bool:
+    """Whether `form` gives what `reference` gives, forward and backward, on a small example."""
+    with torch.inference_mode(False), torch.enable_grad():
+        g = torch.Generator().manual_seed(0)
+        shapes = ((1, 40, 20), (1, 40, 20), (20, 3), (1, 40, 2, 3), (1, 40, 2, 3), (1, 20, 3), (20,))
+        leaves = [torch.rand(s, generator=g).to(device).requires_grad_() for s in shapes]
+        u, d, A, B, C, h, idle = leaves
+        gap = torch.arange(40.0, device=device)[None] % 3
+        found = []
+        for tried in (form, reference):
+            y, last = tried(Scan(u, d, -A, B, C, h, True, gap, idle))
+            found.append((y, last, *torch.autograd.grad(y.sum() + last.sum(), leaves)))
+        return all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
+
+
+def smooth_is_smooth() -> bool:
+    """Whether the compiled softplus and its gradient are torch's."""
+    with torch.inference_mode(False), torch.enable_grad():
+        x = torch.linspace(-90, 90, 1000).requires_grad_()
+        found = [(y, *torch.autograd.grad(y.sum(), x)) for y in (_Softplus.apply(x), F.softplus(x))]
+        return all(torch.allclose(a, b, rtol=1e-5, atol=1e-12) for a, b in zip(*found, strict=True))
+
+
+def fits_gpu(scan: Scan) -> bool:
+    """Whether `triton` may take these."""
+    given = [t for t in scan if isinstance(t, Tensor)]
+    alike = all(t.dtype is torch.float32 and t.device == scan.u.device for t in given)
+    return alike and scan.u.numel() > 0 and unwatched() and trusted_on(scan.u.device)
+
+
+@cache
+def trusted_on(device: torch.device) -> bool:
+    """Whether the Triton form runs on `device` and gives what `reference` gives; one warning where it does not."""
+    try:
+        from . import triton_scan
+    except ImportError as error:
+        reason = f"is not available ({error})"
+    else:
+        if device.type != "cuda" and not triton_scan.interpreted():
+            return False
+        try:
+            if is_reference(triton, device):
+                return True
+            reason = "does not compute what it should"
+        except triton_scan.FAILURES as error:
+            reason = f"does not run here ({type(error).__name__}: {str(error).strip()})"
+    warnings.warn(f"the Triton selective scan {reason}; the plain form runs", stacklevel=2)
+    return False
+
+
 def native(scan: Scan) -> tuple[Tensor, Tensor]:
-    u, d, A, B, C, h, reverse = scan
-    return _Native.apply(u, d, A, B, C, h, reverse)  # type: ignore[no-any-return]
+    return _Native.apply(*scan)  # type: ignore[no-any-return]
+
+
+def triton(scan: Scan) -> tuple[Tensor, Tensor]:
+    from . import triton_scan
+
+    u, d, A, B, C, h, reverse, *_ = without_gaps(scan)
+    return triton_scan.scan(u, d, A, B, C, h, reverse)
 
 
 class Problem(ctypes.Structure):
@@ -227,7 +322,7 @@ class Problem(ctypes.Structure):
 
     _fields_ = [
         *((n, ctypes.c_int64) for n in ("batch", "length", "channels", "groups", "states", "splits", "reverse")),
-        *((n, ctypes.c_void_p) for n in ("u", "d", "A", "B", "C", "first", "y", "kept", "last")),
+        *((n, ctypes.c_void_p) for n in ("u", "d", "A", "B", "C", "first", "gap", "idle", "y", "kept", "last")),
     ]
 
 
@@ -236,7 +331,7 @@ class Gradient(ctypes.Structure):
 
     _fields_ = [
         ("p", Problem),
-        *((n, ctypes.c_void_p) for n in ("dy", "dlast", "du", "dd", "dA", "dB", "dC", "dfirst")),
+        *((n, ctypes.c_void_p) for n in ("dy", "dlast", "du", "dd", "dA", "dB", "dC", "dfirst", "didle")),
     ]
 
 
@@ -247,8 +342,9 @@ def pointer(t: Tensor | None) -> int | None:
 class _Native(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, d: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor | None,
-                reverse: bool) -> tuple[Tensor, Tensor]:  # fmt: skip
+                reverse: bool, gap: Tensor | None, idle: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
         u, d, B, C = (t.contiguous() for t in (u, d, B, C))
+        gap, idle = (None if t is None else t.contiguous() for t in (gap, idle))
         (b, length, channels), (g, n) = u.shape, B.shape[2:]
         decay = (A * 1.4426950408889634).t().contiguous()  # N D, of powers of two
         first = None if h is None else h.transpose(1, 2).contiguous()
@@ -257,38 +353,61 @@ class _Native(torch.autograd.Function):
         kept = u.new_empty(b, length // CHUNK, n, channels) if grad else None
         splits = max(1, min(-(-torch.get_num_threads() // (b * g)), -(-channels // (16 * g))))
         problem = Problem(b, length, channels, g, n, splits, int(reverse),
-                          *map(pointer, (u, d, decay, B, C, first, y, kept, last)))  # fmt: skip
-        lib = library("selective_scan")
-        assert lib is not None
-        lib.selective_scan_forward(ctypes.byref(problem))
+                          *map(pointer, (u, d, decay, B, C, first, gap, idle, y, kept, last)))  # fmt: skip
+        compiled().selective_scan_forward(ctypes.byref(problem))
         ctx.splits, ctx.reverse = splits, reverse
-        ctx.save_for_backward(u, d, decay, B, C, first, kept)
+        ctx.save_for_backward(u, d, decay, B, C, first, gap, idle, kept)
         return y, last.transpose(1, 2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        u, d, decay, B, C, first, kept = ctx.saved_tensors
+        u, d, decay, B, C, first, gap, idle, kept = ctx.saved_tensors
         (b, length, channels), (g, n) = u.shape, B.shape[2:]
         dy = dy.contiguous()
         dlast = None if dlast is None else dlast.transpose(1, 2).contiguous()
         du, dd, dA = torch.empty_like(u), torch.empty_like(d), u.new_zeros(b, n, channels)
         dB, dC = (u.new_zeros(ctx.splits, b, length, g, n) for _ in range(2))
         dfirst = None if first is None else torch.empty_like(first)
+        didle = None if idle is None else u.new_zeros(b, channels)
         problem = Problem(b, length, channels, g, n, ctx.splits, int(ctx.reverse),
-                          *map(pointer, (u, d, decay, B, C, first, None, kept, None)))  # fmt: skip
-        gradient = Gradient(problem, *map(pointer, (dy, dlast, du, dd, dA, dB, dC, dfirst)))
-        lib = library("selective_scan")
-        assert lib is not None
-        lib.selective_scan_backward(ctypes.byref(gradient))
+                          *map(pointer, (u, d, decay, B, C, first, gap, idle, None, kept, None)))  # fmt: skip
+        gradient = Gradient(problem, *map(pointer, (dy, dlast, du, dd, dA, dB, dC, dfirst, didle)))
+        compiled().selective_scan_backward(ctypes.byref(gradient))
         whole = [t[0] if ctx.splits == 1 else t.sum(0) for t in (dB, dC)]
-        return du, dd, dA.sum(0).t(), *whole, None if dfirst is None else dfirst.transpose(1, 2), None
+        dh = None if dfirst is None else dfirst.transpose(1, 2)
+        return du, dd, dA.sum(0).t(), *whole, dh, None, None, None if didle is None else didle.sum(0)
+
+
+class _Softplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        y = torch.empty_like(x)
+        compiled().softplus_forward(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(x.numel()))
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> Tensor:
+        (x,), dy = ctx.saved_tensors, dy.contiguous()
+        dx = torch.empty_like(x)
+        compiled().softplus_backward(*(ctypes.c_void_p(t.data_ptr()) for t in (x, dy, dx)), ctypes.c_int64(x.numel()))
+        return dx
+
+
+def compiled() -> ctypes.CDLL:
+    """The library, for those who were told that there is one."""
+    lib = library("selective_scan")
+    assert lib is not None
+    return lib
 
 
 def chunked(scan: Scan) -> tuple[Tensor, Tensor]:
     """A segment of tokens at a time, in a few large operations; for the gradient only the state before each segment is
     kept, and what lies between is computed again."""
-    u, d, A, B, C, h, reverse = scan
+    u, d, A, B, C, h, reverse, *_ = without_gaps(scan)
     if reverse:
         u, d, B, C = (t.flip(1) for t in (u, d, B, C))
     y, last = _Chunked.apply(u, d, A, B, C, h)

@@ -26,7 +26,8 @@ class Classify(L.LightningModule):
     """Trains and judges `model` (timm's contract) on batches (image (B, 3, H, W), target (B,) or (B, C)).
 
     The head gets as many classes as the data has; names and preprocessing of the data travel in the checkpoint.
-    `schedule` is one of `train.optim` or any torch scheduler (stepped once an epoch); None is `Cosine()`. Logged, as
+    `schedule` is one of `train.optim` or any torch scheduler (stepped once an epoch); None is `Cosine()`. `lr_scales`:
+    patterns of parameter names, and the factor on the learning rate of those that fit (the first that does). Logged, as
     fractions of 1: train/loss; val/ and test/ loss, top1 and, from six classes on, top5 (map and f1 where images have
     many labels). Where `ema` is on, its weights are judged.
     """
@@ -38,6 +39,7 @@ class Classify(L.LightningModule):
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.05, fused=True),
         schedule: Schedule | LRSchedulerCallable | None = None,
         layer_decay: float | None = None,
+        lr_scales: dict[str, float] | None = None,
         mixing: Mixing | PatchMixing | None = None,
         ema: Ema | None = None,
         channels_last: bool = False,
@@ -45,7 +47,8 @@ class Classify(L.LightningModule):
         super().__init__()
         self.model = model
         self.loss = loss if loss is not None else CrossEntropy()
-        self.optimizer, self.schedule, self.layer_decay = optimizer, schedule, layer_decay
+        self.optimizer, self.schedule = optimizer, schedule
+        self.layer_decay, self.lr_scales = layer_decay, lr_scales
         self.mixing, self.mixer, self.mixing_seed = mixing, None, 0
         self.ema_spec, self.ema = ema, None
         self.channels_last = channels_last
@@ -113,7 +116,7 @@ class Classify(L.LightningModule):
         return Counts(images, torch.as_tensor(classes))
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.optimizer, self.model, self.layer_decay)
+        optimizer = build_optimizer(self.optimizer, self.model, self.layer_decay, self.lr_scales)
         schedule = Cosine() if self.schedule is None else self.schedule
         if isinstance(schedule, Schedule):
             self.trainer.fit_loop.setup_data()  # so that the length of an epoch is known

@@ -25,6 +25,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "features": (".features", "embeddings to a file; k-nearest-neighbour and linear accuracy"),
     "eval": (".evaluate", "official metrics on an official layout, e.g. eval imagenet"),
     "bench": (".bench", "images/s, memory and MACs of a model, alone or against another"),
+    "tokens": (".tokens", "the setting of a token plugin that meets a budget of time, measured here"),
+    "show-tokens": (".show_tokens", "which patches of an image are kept, merged or dropped, drawn layer by layer"),
+    "compat": (".compat", "which token plugin goes into which kind of backbone, and why not"),
 }
 SUCCESS, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 EXTRAS = {

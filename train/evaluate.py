@@ -89,7 +89,7 @@ def add_classification(parser: argparse.ArgumentParser) -> None:
 def run_classification(args: argparse.Namespace) -> int:
     folder = split_folder(Path(args.data), args.split, SPLITS[args.task])
     files, names = labelled_files(folder)
-    judge = load(args.model, random_weights=args.random_weights, size=args.size, device=args.device)
+    judge = load(args.model, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens)
     known = output_names(judge.classes, folder)
     if args.limit and args.limit < len(files):
         chosen = [i * len(files) // args.limit for i in range(args.limit)]
@@ -111,7 +111,11 @@ def accuracy(
     """
     import torch
 
+    from ..vision.plugins import plugins_of
+    from ..vision.plugins.words import in_words
+
     targets, columns, note = class_indices(names, known, judge.spec)
+    note = "; ".join(filter(None, [note, *(f"tokens {in_words(p)}" for p in plugins_of(judge.model))]))
     hits1 = hits5 = seen = 0
     for indices, logits in judge.outputs(files, batch=batch, workers=workers, on_error=on_error, title="eval"):
         if logits.shape[1] != len(known):

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     else:
         parser.usage = f"patchloom {verb} (RUN|CKPT|MODEL [--data DIR] | -c RECIPE --ckpt_path CKPT) [--KEY VALUE …]"
         parser.add_argument("--data", metavar="DIR", help="a folder of images instead of the run's data")
+        parser.add_argument("--tokens", metavar="SPEC", help="a token plugin, or none, instead of the run's own")
     parser.add_argument(
         "--ckpt_path",
         metavar="CKPT",

@@ -29,7 +29,19 @@ class Judge:
         self, files: Sequence[Path], *, batch: int, workers: int = 0, on_error: str = "stop",
         pre_logits: bool = False, title: str = "",
     ) -> "Iterator[tuple[list[int], Tensor]]":  # fmt: skip
-        """Yields (indices into `files`, logits (B classes) or embeddings (B C), float32 on the CPU); shows progress.
+        """Yields (indices into `files`, logits (B classes) or embeddings (B C), float32 on the CPU); see `batches`."""
+        import torch
+
+        self.model.eval()
+        for indices, x in self.batches(files, batch=batch, workers=workers, on_error=on_error, title=title):
+            with torch.inference_mode():
+                y = self.embed(x.to(self.device)) if pre_logits else self.model(x.to(self.device))
+            yield indices, y.float().cpu()
+
+    def batches(
+        self, files: Sequence[Path], *, batch: int, workers: int = 0, on_error: str = "stop", title: str = ""
+    ) -> "Iterator[tuple[list[int], Tensor]]":
+        """Yields (indices into `files`, prepared images (B 3 H W)); shows progress.
 
         An unreadable image ends it with an error that names the file, or is left out and counted at the end (`skip`).
         """
@@ -44,7 +56,6 @@ class Judge:
         workers = workers if len(files) > 2 * batch else 0  # starting them costs more than they save
         loader = DataLoader(images, batch, num_workers=workers, collate_fn=list)
         skipped = 0
-        self.model.eval()
         with tqdm(total=len(files), unit="img", desc=title or None, disable=None, file=sys.stderr) as bar:
             for samples in loader:
                 faults = [x for _, x in samples if isinstance(x, UnreadableImage)]
@@ -54,10 +65,7 @@ class Judge:
                 bar.update(len(samples))
                 kept = [(i, x) for i, x in samples if not isinstance(x, UnreadableImage)]
                 if kept:
-                    x = torch.stack([x for _, x in kept]).to(self.device)
-                    with torch.inference_mode():
-                        y = self.embed(x) if pre_logits else self.model(x)
-                    yield [i for i, _ in kept], y.float().cpu()
+                    yield [i for i, _ in kept], torch.stack([x for _, x in kept])
         if skipped:
             print(f"{skipped} of {len(files)} images could not be read and were left out", file=sys.stderr)
         if skipped == len(files):
@@ -65,6 +73,10 @@ class Judge:
 
     def embed(self, image: "Tensor") -> "Tensor":
         """What the classifier's last layer sees, (B C)."""
+        from ..vision.model import Classifier
+
+        if isinstance(self.model, Classifier):  # the tokens as they are: how many patches each stands for counts
+            return self.model.logits(self.model.features(image), pre_logits=True)
         return self.model.forward_head(self.model.forward_features(image), pre_logits=True)
 
 
@@ -88,9 +100,11 @@ class Images:
 
 
 def load(
-    spec: str, *, random_weights: bool = False, size: tuple[int, int] | None = None, device: str = "auto"
-) -> Judge:
-    """The judge that `spec` names: a model's name, timm:…, NAME=FILE, a checkpoint or a run folder."""
+    spec: str, *, random_weights: bool = False, size: tuple[int, int] | None = None, device: str = "auto",
+    tokens: str | None = None,
+) -> Judge:  # fmt: skip
+    """The judge that `spec` names: a model's name, timm:…, NAME=FILE, a checkpoint or a run folder; with the plugin
+    `tokens` in place of those that a checkpoint has."""
     from ..vision import zoo
     from . import checkpoint
 
@@ -104,10 +118,24 @@ def load(
     else:
         refuse_untrained(spec)
         model, classes, preprocessing = checkpoint.load_model(spec)
+    if tokens is not None:
+        set_tokens(model, tokens, spec, random_weights)
     if size is not None:
         model.set_input_size(size)
         preprocessing = {**preprocessing, "input_size": (preprocessing["input_size"][0], *size)}
     return Judge(spec, model.to(target), classes, preprocessing, target)
+
+
+def set_tokens(model: "nn.Module", tokens: str, spec: str, random_weights: bool = False) -> None:
+    """Puts the plugin into the model that `spec` names; raises where it has parameters that nobody trained."""
+    from ..vision.plugins.words import retoken
+
+    fresh = retoken(model, tokens)
+    if fresh and not random_weights:
+        raise ValueError(
+            f"--tokens {tokens} has parameters of its own, and {spec} holds none for {fresh[0]}: train with it first "
+            "(model.init_args.model.init_args.tokens of a recipe)"
+        )
 
 
 def refuse_untrained(spec: str) -> None:
@@ -150,12 +178,16 @@ def find_images(*paths: str | os.PathLike[str]) -> list[Path]:
 # ---- options on the command line
 
 
-def add_judging(parser: argparse.ArgumentParser, *, batch: int) -> None:
-    """The options of every command that lets a model judge images."""
+def add_judging(parser: argparse.ArgumentParser, *, batch: int, tokens: bool = True) -> None:
+    """The options of every command that lets a model judge images; `tokens`: with any plugin."""
     parser.add_argument("--size", type=image_size, metavar="N|HxW", help="input size, instead of the model's own")
     parser.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"images at a time ({batch})")
     parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read images (2)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
+    if tokens:
+        parser.add_argument(
+            "--tokens", metavar="SPEC", help="a token plugin, e.g. tome:r=8; none: without the checkpoint's own"
+        )
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable image (stop)"
     )

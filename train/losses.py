@@ -106,30 +106,12 @@ class Binary(Loss):
         return F.binary_cross_entropy_with_logits(logits, target, pos_weight=self.weights)
 
 
-class Distil(Loss):
-    """(1 - weight) * base(class logits, target) + weight * distance(distilled logits, teacher's), DeiT's form (arXiv
-    2012.12877).
+class Taught(Loss):
+    """A loss with a teacher, which is no part of the checkpoint: it is frozen and named in the recipe."""
 
-    "hard": cross-entropy with the class that the teacher chooses; "soft": T^2 KL(teacher || student) at temperature
-    T, averaged over batch *and* classes as DeiT's code does. A model that gives (class logits, distilled logits) in
-    training (DeiT's distilled head) is judged by each; one that gives only logits by both. The teacher is no part of
-    the checkpoint: it is frozen and named in the recipe.
-    """
-
-    needs_image = True
-
-    def __init__(
-        self,
-        teacher: nn.Module,
-        kind: Literal["hard", "soft"] = "hard",
-        weight: float = 0.5,
-        temperature: float = 3.0,
-        base: nn.Module | None = None,
-    ):
+    def __init__(self, teacher: nn.Module, base: nn.Module):
         super().__init__()
-        self.kind, self.weight, self.temperature = kind, weight, temperature
-        self.base = base if base is not None else CrossEntropy(smoothing=0.1)
-        self.labels = getattr(self.base, "labels", "one")
+        self.base, self.labels = base, getattr(base, "labels", "one")
         self._teacher = (
             teacher.eval().requires_grad_(False),
         )  # in a tuple: neither trained, saved nor sent round by DDP
@@ -140,7 +122,7 @@ class Distil(Loss):
     def teacher(self) -> nn.Module:
         return self._teacher[0]
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distil":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Taught":
         self.teacher._apply(fn)  # goes where the loss goes
         return super()._apply(fn, recurse)
 
@@ -160,10 +142,37 @@ class Distil(Loss):
         )
         self.gain, self.offset = own_std / std, (own_mean - mean) / std  # ours -> pixel values -> the teacher's
 
+    def shown(self, image: Tensor) -> Tensor:
+        """The image as the teacher wants it."""
+        return image if self.gain is None else image * self.gain + self.offset
+
+
+class Distil(Taught):
+    """(1 - weight) * base(class logits, target) + weight * distance(distilled logits, teacher's), DeiT's form (arXiv
+    2012.12877).
+
+    "hard": cross-entropy with the class that the teacher chooses; "soft": T^2 KL(teacher || student) at temperature
+    T, averaged over batch *and* classes as DeiT's code does. A model that gives (class logits, distilled logits) in
+    training (DeiT's distilled head) is judged by each; one that gives only logits by both.
+    """
+
+    needs_image = True
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        kind: Literal["hard", "soft"] = "hard",
+        weight: float = 0.5,
+        temperature: float = 3.0,
+        base: nn.Module | None = None,
+    ):
+        super().__init__(teacher, base if base is not None else CrossEntropy(smoothing=0.1))
+        self.kind, self.weight, self.temperature = kind, weight, temperature
+
     def forward(self, output: Tensor | tuple[Tensor, Tensor], target: Tensor, image: Tensor) -> Tensor:
         logits, distilled = output if isinstance(output, tuple) else (output, output)
         with torch.no_grad():
-            judged = self.teacher(image if self.gain is None else image * self.gain + self.offset)
+            judged = self.teacher(self.shown(image))
         if self.kind == "hard":
             distance = F.cross_entropy(distilled, judged.argmax(1))
         else:

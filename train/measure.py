@@ -75,6 +75,7 @@ def build(arm: Arm, case: Case) -> nn.Module:
     """The arm's model at the case's size: a name's with fresh weights, a checkpoint's with its own."""
     from timm.layers import set_fused_attn
 
+    from ..vision.plugins.words import retoken
     from ..vision.zoo import create_model
     from .checkpoint import find, load_model
 
@@ -82,10 +83,12 @@ def build(arm: Arm, case: Case) -> nn.Module:
     torch.manual_seed(0)
     if find(arm.name) is None:
         model = create_model(arm.name, img_size=case.size, **dict(arm.options))
-    elif arm.options:
-        raise ValueError(f"--{arm.options[0][0]} is for a model's name; {arm.name} is a checkpoint")
+    elif "adapter" in dict(arm.options):
+        raise ValueError(f"--adapter is for a model's name; {arm.name} is a checkpoint")
     else:
         model, _, _ = load_model(arm.name)
+        if tokens := dict(arm.options).get("tokens"):
+            retoken(model, tokens)
         if case.size is not None:
             model.set_input_size(case.size)
     if arm.fold:
@@ -193,10 +196,15 @@ def peak_memory_mb(arm: Arm, case: Case) -> float:
     """MiB that building the arm's model and three of its steps add at most, in a child process: resident memory on a
     CPU, what torch's allocator held on a GPU. The arm's layout must be known."""
     spec = json.dumps({"arm": asdict(arm), "case": asdict(case)})
-    child = subprocess.run([sys.executable, "-m", __spec__.name, spec], capture_output=True, text=True)
+    return in_child(arm.name, "-m", __spec__.name, spec)
+
+
+def in_child(what: str, *arguments: str) -> float:
+    """The `peak_memory_mb` of `what` that a Python process of its own with these arguments prints."""
+    child = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if child.returncode:
         last = (child.stderr.strip().splitlines() or [f"exit status {child.returncode}"])[-1]
-        raise ChildProcessError(f"{arm.name}: measuring its memory in a child process failed: {last}")
+        raise ChildProcessError(f"{what}: measuring its memory in a child process failed: {last}")
     return float(json.loads(child.stdout)["peak_memory_mb"])
 
 

@@ -5,7 +5,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatch
 from typing import Any
 
@@ -48,37 +48,49 @@ def layers(model: nn.Module) -> dict[str, int]:
     return result
 
 
-def parameter_groups(model: nn.Module, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, layer_decay: float | None = None, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Groups for an optimiser: `weight_decay` 0 for parameters of one dimension and those of
     `model.no_weight_decay()` (names or patterns), the optimiser's own for the rest; `lr_scale` = layer_decay^(last
-    layer - layer). Frozen parameters are left out.
+    layer - layer), times what `scales` says of the first pattern that fits the parameter's name. Frozen parameters are
+    left out.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay}: give a number in (0, 1], such as 0.75, or null")
     spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     layer = layers(model) if layer_decay is not None else {}
     last = max(layer.values(), default=0)
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, float], dict[str, Any]] = {}
+    idle = set(scales or ())
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         plain = p.ndim <= 1 or any(fnmatch(name, pattern) for pattern in spared)
         depth = layer.get(name, last)
         scale = layer_decay ** (last - depth) if layer_decay is not None else 1.0
+        if (pattern := next((s for s in scales or () if fnmatch(name, s)), None)) is not None:
+            scale *= scales[pattern]
+            idle.discard(pattern)
         group = groups.setdefault(
-            (depth, plain), {"params": [], "lr_scale": scale, **({"weight_decay": 0.0} if plain else {})}
+            (depth, plain, scale), {"params": [], "lr_scale": scale, **({"weight_decay": 0.0} if plain else {})}
         )
         group["params"].append(p)
+    if idle:
+        raise ValueError(f"lr_scales: {sorted(idle)[0]!r} fits no name of a parameter that an earlier pattern leaves")
     if not groups:
         raise ValueError(f"{type(model).__name__} has no parameter that trains: all are frozen")
     return list(groups.values())
 
 
 def build_optimizer(
-    make: Callable[[list[dict[str, Any]]], Optimizer], model: nn.Module, layer_decay: float | None
+    make: Callable[[list[dict[str, Any]]], Optimizer],
+    model: nn.Module,
+    layer_decay: float | None,
+    scales: Mapping[str, float] | None = None,
 ) -> Optimizer:
     """make(groups), then each group's rate times its `lr_scale`."""
-    optimizer = make(parameter_groups(model, layer_decay))
+    optimizer = make(parameter_groups(model, layer_decay, scales))
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * group["lr_scale"]
     return optimizer

@@ -19,6 +19,7 @@ from .callbacks.signals import Interrupted, Signals
 from .calm import calm, fitting, one_line_errors
 from .cli import SUCCESS, UsageError
 from .ema import Ema
+from .judge import set_tokens
 from .judged import Judged
 from .keys import find_fault, parameters, read_yaml, tidy
 from .recipes import find_recipe, recipe_name
@@ -186,6 +187,8 @@ class Session:
             )
         else:
             module, data, trainer = self._from_checkpoint(path)
+        if args.tokens:
+            set_tokens(module.model, args.tokens, target)
         with Signals(Checkpoints()), fitting(module, path):
             results = numbers(getattr(trainer, self.verb)(module, data, ckpt_path=str(path), verbose=False))
         if trainer.is_global_zero:

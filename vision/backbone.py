@@ -62,7 +62,7 @@ class Backbone(nn.Module):
     """image (B 3 H W) -> one `Tokens` a stage; `channels` and `strides` describe them.
 
     `drop_path` rises linearly from 0 at the first block to its value at the last, where a stage does not share it out
-    otherwise. `special` are the positions of the special tokens that come out of the last stage.
+    otherwise. `specials` are the positions of each stage's special tokens, `special` those of the last.
     """
 
     def __init__(self, stages: Sequence[Stage], stem: Stem | None = None, down: Down | None = None, *,
@@ -74,7 +74,7 @@ class Backbone(nn.Module):
         self.down_spec = Merge2x2() if down is None else down
         self.in_chans, self.drop_path = in_chans, drop_path
         self.channels = [s.dim for s in stages]
-        self.strides, self.special = [self.stem_spec.stride], self.stem_spec.special
+        self.strides, self.specials = [self.stem_spec.stride], [self.stem_spec.special]
         self.grad_checkpointing = False
         self.stem = self.stem_spec.build(in_chans, stages[0].dim)
         total, past = sum(s.depth for s in stages), 0
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
                 how = s.down or self.down_spec
                 step = how.build(stages[i - 1].dim, s.dim)
                 self.strides.append(self.strides[-1] * how.stride)
-                self.special = self.special if how.special is None else how.special
+                self.specials.append(self.specials[-1] if how.special is None else how.special)
             shares = s.drop_path or tuple((past + j) / max(1, total - 1) for j in range(s.depth))
             blocks = [
                 s.block.build(s.dim, j, s.mixer.build(s.dim, j), ratio, s.scale, drop_path * share)
@@ -95,11 +95,16 @@ class Backbone(nn.Module):
             past += s.depth
 
     @property
+    def special(self) -> tuple[int, ...]:
+        return self.specials[-1]
+
+    @property
     def taps(self) -> list[tuple[int, int]]:
         """(stage, block) after which features may be taken: the end of each stage, or of each block where there is one
-        stage only. Block -1 is the stem, which counts where there would be fewer than three."""
-        if len(self.specs) == 1:
-            return [(0, j) for j in range(-1 if self.specs[0].depth < 3 else 0, self.specs[0].depth)]
+        resolution only. Block -1 is the stem, which counts where there would be fewer than three."""
+        if len(set(self.strides)) == 1:
+            every = [(i, j) for i, s in enumerate(self.specs) for j in range(s.depth)]
+            return every if len(every) >= 3 else [(0, -1), *every]
         return [(i, s.depth - 1) for i, s in enumerate(self.specs)]
 
     def forward(self, image: Tensor) -> list[Tokens]:
@@ -121,11 +126,11 @@ class Backbone(nn.Module):
             taken.append(t)
         for i, stage in enumerate(self.stages):
             assert isinstance(stage, StageBlocks)
-            t = stage.down(t)
+            t = stage.down(t.restored())
             for j, block in enumerate(stage.blocks):
                 t = self.step(block, t)
                 if j == len(stage.blocks) - 1 and not isinstance(stage.norm, nn.Identity):
-                    t = replace(t, x=stage.norm(t.x))
+                    t = t.through(stage.norm)
                 if (i, j) in wanted:
                     taken.append(t)
                     if stop and len(taken) == len(wanted):

@@ -4,6 +4,7 @@ Shapes: B images, N tokens, C channels, an H x W grid of patches.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -24,15 +25,21 @@ class Mixer(Protocol):
 
 
 class Seams(nn.Module):
-    """A block with the four places where a plugin may be put; each is None, or a module:
+    """A block with the places where a plugin may be put; each is None, or a module:
 
     before_block  Tokens -> Tokens
     after_norm    Tokens -> Tokens, on the normalised tokens that the mixer is about to take
     after_mixer   (Tokens, probe) -> Tokens, behind the mixer's residual; probe holds what the mixer `offers`
+    around_ffn    (Tokens, y, normed, then) -> B N C: the stream behind the MLP, in blocks with one after the mixer;
+                  y is what the norm before the MLP took; then(x, normed) computes the stream of the rows that it is
+                  given; then(x, normed, back) makes rows of x out of what the MLP says to those of normed
     after_block   Tokens -> Tokens
+
+    Mixers that attend have one more, `attending`: (q, k, v, bias, Tokens) -> B h N d, in place of `attend`.
     """
 
-    seams = ("before_block", "after_norm", "after_mixer", "after_block")
+    seams: tuple[str, ...] = ("before_block", "after_norm", "after_mixer", "after_block")
+    needs_grid = False  # whether something beside its mixer and its MLP does
     mixer: nn.Module
 
     def __init__(self) -> None:
@@ -40,6 +47,7 @@ class Seams(nn.Module):
         self.before_block: nn.Module | None = None
         self.after_norm: nn.Module | None = None
         self.after_mixer: nn.Module | None = None
+        self.around_ffn: nn.Module | None = None
         self.after_block: nn.Module | None = None
 
     def mix(self, t: Tokens, normed: Tensor) -> tuple[Tensor, Probe | None]:
@@ -49,6 +57,16 @@ class Seams(nn.Module):
             n = self.after_norm(n)
         probe: Probe | None = None if self.after_mixer is None else {}
         return self.mixer(n, probe), probe
+
+    def feed(self, t: Tokens, y: Tensor, normed: Tensor, add: Add, ffn: nn.Module) -> Tokens:
+        """add(t.x, ffn(normed)), where normed is the norm of y; for blocks whose seams include `around_ffn`."""
+        if self.around_ffn is None:
+            return replace(t, x=add_mlp(add, ffn, t.x, normed))
+
+        def then(x: Tensor, normed: Tensor, back: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+            return add_mlp(add, ffn, x, normed) if back is None else add(x, back(ffn(normed)))
+
+        return replace(t, x=self.around_ffn(t, y, normed, then))
 
     def forward(self, t: Tokens) -> Tokens:
         if self.before_block is not None:
@@ -63,6 +81,8 @@ class Seams(nn.Module):
 class Block(Seams):
     """norm1 -> mixer -> add1 -> [after_mixer] -> norm2 -> ffn -> add2."""
 
+    seams = (*Seams.seams, "around_ffn")
+
     def __init__(self, mixer: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], adds: tuple[Add, Add]):
         super().__init__()
         (self.norm1, self.norm2), (self.add1, self.add2) = norms, adds
@@ -73,16 +93,19 @@ class Block(Seams):
         t = replace(t, x=self.add1(t.x, y))
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
-        return replace(t, x=add_mlp(self.add2, self.ffn, t.x, self.norm2(t.x)))
+        return self.feed(t, t.x, self.norm2(t.x), self.add2, self.ffn)
 
     def fold_(self) -> None:
         if self.after_norm is None:  # what stands there looks at normalised tokens
             self.norm1 = into_readers(self.norm1, entries(self.mixer))
-        self.norm2 = into_readers(self.norm2, entries(self.ffn))
+        if self.around_ffn is None:
+            self.norm2 = into_readers(self.norm2, entries(self.ffn))
 
 
 class InvertedBlock(Seams):
     """mixer -> norm -> ffn -> add: one residual around both, as in ConvNeXt."""
+
+    seams = (*Seams.seams, "around_ffn")
 
     def __init__(self, mixer: nn.Module, ffn: nn.Module, norm: nn.Module, add: Add):
         super().__init__()
@@ -90,12 +113,14 @@ class InvertedBlock(Seams):
 
     def run(self, t: Tokens) -> Tokens:
         y, probe = self.mix(t, t.x)
-        t = replace(t, x=add_mlp(self.add, self.ffn, t.x, self.norm(y)))
+        t = self.feed(t, y, self.norm(y), self.add, self.ffn)
         return t if self.after_mixer is None else self.after_mixer(t, probe)
 
 
 class StreamNormBlock(Seams):
     """norm1 -> mixer -> add1 -> norm2 on the stream itself -> ffn -> add2, as in the compact transformers (CCT)."""
+
+    seams = (*Seams.seams, "around_ffn")
 
     def __init__(self, mixer: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module], adds: tuple[Add, Add]):
         super().__init__()
@@ -107,7 +132,7 @@ class StreamNormBlock(Seams):
         t = replace(t, x=self.norm2(self.add1(t.x, y)))
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
-        return replace(t, x=self.add2(t.x, self.ffn(t.x)))
+        return self.feed(t, t.x, t.x, self.add2, self.ffn)
 
 
 class BlockSpec(Spec):

@@ -39,8 +39,8 @@ def feature_rows(backbone: Backbone, prefix: str) -> list[dict[str, Any]]:
 
 
 def nchw(t: Tokens) -> Tensor:
-    """(B C H W), in channels_last memory."""
-    return t.map().permute(0, 3, 1, 2)
+    """(B C H W), in channels_last memory; reduced tokens are unmerged."""
+    return t.whole().permute(0, 3, 1, 2)
 
 
 def spread(depth: int, count: int = 4) -> list[int]:

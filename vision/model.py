@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from .affine import into_readers
@@ -12,6 +13,8 @@ from .features import FeatureInfo, feature_rows, nchw, take, undecayed
 from .fold import fold
 from .heads.classification import AttentionPool, Head, MlpHead, Widen
 from .layers import Linear, is_plain
+from .plugins import attach
+from .plugins.words import from_words
 from .tokens import Tokens
 
 
@@ -25,7 +28,8 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, num_classes: int = 1000, head: Head | None = None, *, drop_rate: float = 0.0,
-                 global_pool: str | None = None, img_size: int | tuple[int, int] = 224):  # fmt: skip
+                 global_pool: str | None = None, img_size: int | tuple[int, int] = 224,
+                 tokens: Any = None):  # fmt: skip
         super().__init__()
         self.backbone, self.spec, self.drop_rate = backbone, Head() if head is None else head, drop_rate
         self.num_features = dim = backbone.channels[-1]
@@ -46,7 +50,10 @@ class Classifier(nn.Module):
         self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
         self.family: str | None = None
         self.arguments: dict[str, Any] = {}
+        self.plugins: tuple[Any, ...] = ()  # what is attached (vision/plugins)
         self.default_cfg: dict[str, Any] = default_cfg(self, img_size)
+        if tokens is not None:
+            attach(self, from_words(tokens))
 
     # ------------------------------------------------------------------------------------------------------- forward
 
@@ -109,10 +116,13 @@ class Classifier(nn.Module):
         if self.spec.pool == "token":
             return t.x[:, t.special[0]]
         if self.attention_pool is not None:
-            return cast(Tensor, self.attention_pool(t.x))
-        if t.size is None:
+            return cast(Tensor, self.attention_pool(t.x, t.policy))
+        if t.size is None and t.policy is None:
             return t.patches().mean(1)
-        size = replace(t, x=t.size.to(t.x.dtype)).patches()
+        counts = torch.ones_like(t.x[..., :1])
+        for each in (t.size, t.policy):
+            counts = counts if each is None else counts * each.to(t.x.dtype)
+        size = replace(t, x=counts).patches()
         return (t.patches() * size).sum(1) / size.sum(1)
 
     def shown(self, t: Tokens) -> Tensor:
@@ -150,7 +160,7 @@ class Classifier(nn.Module):
         taps = take(self.backbone.taps, indices)
         last, taken = self.backbone.walk(x, taps, stop_early and intermediates_only)
         if norm:
-            taken = [replace(t, x=self.norm(t.x)) for t in taken]
+            taken = [t.through(self.norm) for t in taken]
         maps = [nchw(t) if output_fmt == "NCHW" else t.patches() for t in taken]
         out: list[Any] = maps
         if return_prefix_tokens:

@@ -1,7 +1,7 @@
 """A published network as data: the stages and parts that it is made of, and how its tensors are called."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from torch import Tensor, nn
 
@@ -58,6 +58,11 @@ class Rules:
     split: tuple[str, ...] = ()
     stacked: tuple[tuple[str, int], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()  # theirs -> theirs
+
+    def __add__(self, other: "Rules") -> "Rules":
+        """Both, as for a family and a plugin in one file; `check` and `number` are those of the first that has one."""
+        pairs = {f.name: (getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        return Rules(**{name: a + b if isinstance(a, tuple) else a or b for name, (a, b) in pairs.items()})
 
 
 @dataclass(frozen=True)

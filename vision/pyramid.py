@@ -1,7 +1,6 @@
 """A backbone for dense heads: maps instead of logits."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ class Pyramid(nn.Module):
         self.backbone = backbone
         rows = feature_rows(backbone, "backbone.")
         if out_indices is None:
-            out_indices = spread(len(rows)) if len(backbone.specs) == 1 else range(len(rows))
+            out_indices = spread(len(rows)) if len(set(backbone.strides)) == 1 else range(len(rows))
         self.wanted = take(backbone.taps, out_indices)
         chosen = [backbone.taps.index(w) for w in self.wanted]
         self.feature_info = FeatureInfo([rows[i] for i in chosen], chosen)
@@ -31,12 +30,13 @@ class Pyramid(nn.Module):
         self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
         self.family: str | None = None
         self.arguments: dict[str, Any] = {}
+        self.plugins: tuple[Any, ...] = ()  # what is attached (vision/plugins)
         self.default_cfg: dict[str, Any] = {}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         taken = self.backbone.walk(image, self.wanted, stop=True)[1]
         if self.norms:
-            taken = [replace(t, x=n(t.x)) for t, n in zip(taken, self.norms.values(), strict=True)]
+            taken = [t.through(n) for t, n in zip(taken, self.norms.values(), strict=True)]
         return [nchw(t) for t in taken]
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

@@ -1,11 +1,21 @@
 """The state that runs through a backbone.
 
 Shapes: B images, N tokens, C channels, an H x W grid of patches.
+
+A plugin that reduces tokens leaves behind how the patches are had back from those that remain (`source`, or `spread`),
+in the order of the grid `full` on which there were all of them; `unmerge` does that. Everything else that it leaves is
+for later layers of its own or for mixers that take account of it; what a mixer cannot take account of, the plugin
+refuses when it is attached.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isqrt
 
+import torch
 from torch import Tensor
+
+from ..kernels.windows import unwindow, windows
 
 Probe = dict[str, Tensor]  # what a mixer shows on its way, by the names that it `offers`
 
@@ -21,6 +31,14 @@ class Tokens:
     source: Tensor | None = None  # B H*W: the present token of each patch, -1 where it was dropped; None: all present
     inner: Tensor | None = None  # B*H*W n c: the n smaller tokens that a patch is made of (TNT); None: it has none
     turn: int = 0  # how often the block that computes has run right before (blocks.recursive)
+    full: tuple[int, int] | None = None  # H, W of the patches that `source` and `spread` tell of; None: the grid
+    spread: Tensor | None = None  # B H*W N: patches as sums of tokens, where a patch is not one of them; None: it is;
+    # with `window`, window by window (B*n s*s w*w) for n windows of s x s patches that are w x w tokens now
+    policy: Tensor | None = None  # B N 1: 1 for tokens that count, 0 for those that are only masked; None: all count
+    keep: Tensor | None = None  # B K: the tokens that will stay behind the block that computes; None: all
+    place: Tensor | None = None  # B N: where each token stood when none was gone, for mixers that close no gaps
+    lost: Tensor | None = None  # B H*W C: what patches held when they were dropped; None: nobody kept it
+    window: int | None = None  # the side of windows that were made smaller; None: the mixer's own
 
     def patches(self) -> Tensor:
         """B H*W C: the tokens that stand for patches, in raster order."""
@@ -34,6 +52,10 @@ class Tokens:
         kept = [i for i in range(n) if i not in set(self.special)]
         return self.x[:, kept]
 
+    def through(self, norm: Callable[[Tensor], Tensor]) -> "Tokens":
+        """The same with each token, and what each dropped patch held, normalised."""
+        return replace(self, x=norm(self.x), lost=None if self.lost is None else norm(self.lost))
+
     def map(self) -> Tensor:
         """B H W C, a view where there are no special tokens; its `permute(0, 3, 1, 2)` is an NCHW tensor in
         channels_last memory."""
@@ -44,3 +66,77 @@ class Tokens:
     def with_map(self, m: Tensor) -> "Tokens":
         """The same with the map m (B H W C) as its tokens; for tokens without special ones."""
         return replace(self, x=m.flatten(1, 2), grid=(m.shape[1], m.shape[2]))
+
+    def whole(self) -> Tensor:
+        """B H W C: `map`, or where tokens were reduced the map that `unmerge` restores."""
+        if self.source is None and self.spread is None:
+            return self.map()
+        if self.full is None:
+            raise ValueError("tokens were reduced, and nothing says which grid they came from: set `full`")
+        return unmerge(self).unflatten(1, self.full)  # type: ignore[no-untyped-call, no-any-return]
+
+    def restored(self) -> "Tokens":
+        """All patches on their full grid again, behind the special tokens."""
+        if self.source is None and self.spread is None:
+            return self
+        patches, k = unmerge(self), len(self.special)
+        x = torch.cat([self.x[:, list(self.special)], patches], 1) if k else patches
+        return Tokens(x, self.full, tuple(range(k)), inner=self.inner, turn=self.turn)
+
+
+def unmerge(t: Tokens) -> Tensor:
+    """B H*W C: for every patch, in raster order, the token that holds it, or its sum of tokens; where it was
+    dropped what it held then, or 0 if nobody kept that."""
+    if t.spread is not None and t.window is not None:
+        return of_windows(t, t.spread.to(t.x.dtype), t.window)
+    if t.spread is not None:
+        return t.spread.to(t.x.dtype) @ t.x
+    if t.source is None:
+        return t.patches()
+    there = t.source[..., None] >= 0
+    return rows(t.x, t.source.clamp(min=0)).where(there, 0 if t.lost is None else t.lost)
+
+
+def rows(x: Tensor, at: Tensor) -> Tensor:
+    """(B N C), (B K) -> (B K C): each image's rows at its positions. One index for the whole batch: `gather`, which
+    takes one for every channel, is up to seven times as slow on a CPU."""
+    b, n, c = x.shape
+    first = torch.arange(b, device=x.device)[:, None] * n
+    return x.reshape(b * n, c).index_select(0, (at + first).flatten()).view(b, -1, c)
+
+
+def of_windows(t: Tokens, spread: Tensor, window: int) -> Tensor:
+    """B H*W C: `spread` taken window by window, and what was padding left out."""
+    assert t.grid is not None
+    assert t.full is not None
+    s, (h, w) = isqrt(spread.shape[1]), t.full
+    y = spread @ windows(t.map(), window)  # B*n s*s C
+    return unwindow(y, t.grid[0] // window * s, t.grid[1] // window * s, s)[:, :h, :w].flatten(1, 2)
+
+
+def patch_positions(t: Tokens) -> Tensor:
+    """B H*W: where each patch stands among tokens of which none is gone yet."""
+    n, special = t.x.shape[1], set(t.special)
+    return torch.tensor([i for i in range(n) if i not in special], device=t.x.device).expand(len(t.x), -1)
+
+
+def moved(t: Tokens, to: Tensor, x: Tensor, special: tuple[int, ...], size: Tensor | None = None) -> Tokens:
+    """`t` with the tokens x (B K C) in place of its own, of which token i became `to[:, i]` (B N), -1 where it was
+    dropped; `special` and `size` are those of x."""
+    source = patch_positions(t) if t.source is None else t.source
+    source = to.gather(1, source.clamp(min=0)).where(source >= 0, -1)
+    return replace(t, x=x, grid=None, special=special, size=size, source=source, full=t.full or t.grid)
+
+
+def select(t: Tokens, kept: Tensor, special: tuple[int, ...]) -> Tokens:
+    """`t` with the tokens `kept` (B K) alone, in that order, of which those at `special` are its special ones. What
+    goes with each token (size, policy, place) goes with it."""
+
+    def own(y: Tensor | None) -> Tensor | None:
+        return None if y is None else rows(y, kept)
+
+    (b, n), k = t.x.shape[:2], kept.shape[1]
+    to = torch.full((b, n), -1, device=kept.device)
+    to = to.scatter(1, kept, torch.arange(k, device=kept.device).expand(b, -1))
+    place = None if t.place is None else t.place.gather(1, kept)
+    return replace(moved(t, to, rows(t.x, kept), special, own(t.size)), policy=own(t.policy), place=place)

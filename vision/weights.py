@@ -12,6 +12,7 @@ from .count import is_counter
 from .families import FAMILIES
 from .model import Classifier
 from .network import Rules
+from .plugins import Published, hosts_of, plugged, plugins_of
 from .position import Embedding
 from .published import Weights
 from .pyramid import Pyramid
@@ -46,7 +47,9 @@ def load_published(
     """Loads a checkpoint as its publisher named its tensors, strictly.
 
     source: whose names they are ("published", "timm", "ours"); None finds out. A pyramid leaves out exactly the head
-    and the last norm that its family lists; its norms per stage stay fresh where a classifier's file has none.
+    and the last norm that its family lists; its norms per stage stay fresh where a classifier's file has none. So do
+    the weights of attached plugins where a file has none of them; else it must fill them all, under the names that the
+    plugin says (`plugins.Published`).
     fresh_head: leave the checkpoint's head out (another number of classes).
     Raises ValueError, and changes nothing, where a name fits no rule, a tensor of ours stays empty, or a shape differs.
     """
@@ -54,7 +57,8 @@ def load_published(
         raise ValueError(
             f"{type(model).__name__} is no model of this suite; load_published takes a Classifier or a Pyramid"
         )
-    rules = dict(FAMILIES[model.family].RULES) if model.family else {}
+    extra = [p.published(hosts_of(model)) for p in plugins_of(model) if isinstance(p, Published)]
+    rules = {s: sum(extra, r) for s, r in FAMILIES[model.family].RULES.items()} if model.family else {}
     if source is not None and source not in (*rules, "ours"):
         raise ValueError(f"source {source!r}: {model.name or 'this model'} has names of {', '.join((*rules, 'ours'))}")
     if source is not None:
@@ -74,7 +78,7 @@ class Attempt:
 
     def __init__(self, model: Model, state: Mapping[str, Tensor], source: str, rules: Rules | None, fresh_head: bool):
         self.model, self.rules, self.report = model, rules, Report(source)
-        self.own = dict(model.state_dict())
+        self.own, self.plugged = dict(model.state_dict()), plugged(model)
         self.filled: dict[str, Tensor] = {}
         self.pieces: dict[str, dict[int, Tensor]] = {}
         self.problems: list[str] = []
@@ -215,6 +219,8 @@ class Attempt:
         top = ours.split(".")[0]
         if top == "norms":  # per stage, trained with the task: absent from a classifier's file
             return not any(n.startswith("norms.") for n in self.filled)
+        if ours.startswith(self.plugged) and not is_counter(self.own[ours]):  # a plugin's: absent from a plain file
+            return not any(n.startswith(self.plugged) for n in self.filled)
         if fresh_head and top in HEADS:
             return True
         if top != "head" and is_counter(self.own[ours]):

@@ -16,6 +16,8 @@ from .families import FAMILIES
 from .model import Classifier, Head, pool_size
 from .network import Network
 from .parts import path_of, plain, unplain
+from .plugins import attach, plugins_of
+from .plugins.words import from_words
 from .published import Weights
 from .pyramid import Pyramid
 from .weights import load_published, published
@@ -149,11 +151,9 @@ def create_model(
     if dtype is not None:
         model.to(dtype)
     model.arguments = {k: v for k, v in arguments.items() if v is not None}
-    load(model, found, pretrained, checkpoint_path)
     if tokens is not None:
-        from .plugins import attach, plugin
-
-        attach(model, plugin(tokens) if isinstance(tokens, str) else tokens)
+        attach(model, from_words(tokens))
+    load(model, found, pretrained, checkpoint_path)
     return model
 
 
@@ -298,9 +298,15 @@ def get_pretrained_cfg_value(name: str, key: str) -> Any:
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The model as plain values, enough for `rebuild`: {"name", "arguments"} of a published one, {"class_path",
-    "init_args"} of one that was put together by hand."""
+    "init_args"} of one that was put together by hand; with "tokens", the plugins that are attached, if any are."""
     if not isinstance(model, Classifier):
         return plain_of_foreign(model)
+    attached = [plain(p) for p in plugins_of(model)]
+    return bare(model) | ({"tokens": attached} if attached else {})
+
+
+def bare(model: Classifier) -> dict[str, Any]:
+    """The same without what is attached."""
     if model.family:
         arguments = {
             **model.arguments,
@@ -331,10 +337,13 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
         arguments = dict(description["arguments"])
         if isinstance(arguments.get("img_size"), list):
             arguments["img_size"] = tuple(arguments["img_size"])
-        return create_model(description["name"], **arguments)
-    model = unplain(description)
-    if not isinstance(model, Classifier):
-        raise ValueError(f"{description.get('class_path')} is no Classifier")
+        model = create_model(description["name"], **arguments)
+    else:
+        model = unplain({k: description[k] for k in ("class_path", "init_args")})
+        if not isinstance(model, Classifier):
+            raise ValueError(f"{description['class_path']} is no Classifier")
+    for each in description.get("tokens", ()):
+        attach(model, unplain(each))
     return model
 
 

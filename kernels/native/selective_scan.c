@@ -1,8 +1,10 @@
 /* h_t = exp(d_t A) h_{t-1} + d_t B_t u_t,  y_t = C_t . h_t, for each channel with a state of N numbers, and its gradient.
  *
  * u, d, y: (batch, length, channels); A: (N, channels), times log2(e); B, C: (batch, length, groups, N), a group's
- * channels side by side. W channels at a time are one vector; the states and the exponentials never leave the cache.
- * For the gradient the states at every S-th step are kept, and those between are computed again. */
+ * channels side by side. With gap and idle the decay takes a longer step, d_t + gap_t idle, and the input its own.
+ * Behind it the softplus that makes the d_t, of which torch's takes twice as long as the whole scan.
+ * W channels at a time are one vector; the states and the exponentials never leave the cache. For the gradient the
+ * states at every S-th step are kept, and those between are computed again. */
 
 #include <math.h>
 #include <stdint.h>
@@ -66,6 +68,7 @@ static inline __attribute__((always_inline)) void step(vec *h, vec *a, vec *y, c
 typedef struct {
     int64_t batch, length, channels, groups, states, splits, reverse;
     const float *u, *d, *A, *B, *C, *first; /* first: (batch, N, channels) or null */
+    const float *gap, *idle;                /* (batch, length) and (channels), or both null */
     float *y, *kept, *last;                 /* kept: (batch, length / S, N, channels) or null; last: as first, or null */
 } problem;
 
@@ -81,9 +84,18 @@ static part part_of(const problem *p, int64_t task) {
 
 static inline int64_t place(const problem *p, int64_t t) { return p->reverse ? p->length - 1 - t : t; }
 
+/* the step that the decay takes: d, longer by what is missing before the token in `row` */
+static inline __attribute__((always_inline)) void stretch(const problem *p, int64_t row, vec *d, const vec *idle) {
+    if (p->gap) {
+        float missing = p->gap[row];
+        SIMD d->v[i] += missing * idle->v[i];
+    }
+}
+
 static inline __attribute__((always_inline)) void forward_block(const problem *p, part r, int64_t e, const int N) {
-    vec h[N], A[N];
+    vec h[N], A[N], idle;
     int n_e = r.to - e < W ? (int)(r.to - e) : W;
+    if (p->gap) load(&idle, p->idle + e, n_e);
     for (int n = 0; n < N; n++) {
         load(&A[n], p->A + n * p->channels + e, n_e);
         if (p->first) load(&h[n], p->first + (r.b * N + n) * p->channels + e, n_e);
@@ -96,6 +108,7 @@ static inline __attribute__((always_inline)) void forward_block(const problem *p
         load(&d, p->d + at, n_e);
         load(&du, p->u + at, n_e);
         SIMD du.v[i] *= d.v[i];
+        stretch(p, row, &d, &idle);
         step(h, NULL, &y, A, &d, &du, p->B + bc, p->C + bc, N);
         store(p->y + at, &y, n_e);
         if (p->kept && (t + 1) % S == 0)
@@ -124,7 +137,7 @@ typedef struct {
     const float *dy, *dlast;     /* as y and last, dlast may be null */
     float *du, *dd, *dA;         /* dA: (batch, N, channels), of A itself */
     float *dB, *dC;              /* (splits, batch, length, groups, N) */
-    float *dfirst;               /* as first, or null */
+    float *dfirst, *didle;       /* as first, or null; (batch, channels), or null */
 } gradient;
 
 /* Steps [t0, t0 + n) of one block, backwards; h and a: the chunk's states (S + 1) x N and decays S x N; g: the gradient
@@ -134,7 +147,11 @@ static inline __attribute__((always_inline)) void backward_block(const gradient 
     const problem *p = &q->p;
     int n_e = r.to - e < W ? (int)(r.to - e) : W;
     int64_t count = p->length / S;
-    vec A[N], g[N], dA[N];
+    vec A[N], g[N], dA[N], idle, didle;
+    if (p->gap) {
+        load(&idle, p->idle + e, n_e);
+        load(&didle, q->didle + r.b * p->channels + e, n_e);
+    }
     for (int n = 0; n < N; n++) {
         load(&A[n], p->A + n * p->channels + e, n_e);
         load(&dA[n], q->dA + (r.b * N + n) * p->channels + e, n_e);
@@ -146,23 +163,26 @@ static inline __attribute__((always_inline)) void backward_block(const gradient 
     vec d[S], u[S];
     for (int j = 0; j < len; j++) {
         int64_t row = r.b * p->length + place(p, t0 + j), at = row * p->channels + e, bc = (row * p->groups + r.g) * N;
-        vec du;
+        vec du, over;
         load(&d[j], p->d + at, n_e);
         load(&u[j], p->u + at, n_e);
         SIMD du.v[i] = u[j].v[i] * d[j].v[i];
+        over = d[j];
+        stretch(p, row, &over, &idle);
         vec *next = h + (j + 1) * N;
         for (int n = 0; n < N; n++) {
             vec x;
             float b = p->B[bc + n];
-            SIMD x.v[i] = power(d[j].v[i] * A[n].v[i]);
+            SIMD x.v[i] = power(over.v[i] * A[n].v[i]);
             a[j * N + n] = x;
             SIMD next[n].v[i] = x.v[i] * h[j * N + n].v[i] + du.v[i] * b;
         }
     }
     for (int j = len - 1; j >= 0; j--) {
         int64_t row = r.b * p->length + place(p, t0 + j), at = row * p->channels + e, bc = (row * p->groups + r.g) * N;
-        vec dy, through, decay, du;
+        vec dy, through, decay, du, over = d[j];
         load(&dy, q->dy + at, n_e);
+        stretch(p, row, &over, &idle);
         SIMD { through.v[i] = 0.0f; decay.v[i] = 0.0f; du.v[i] = u[j].v[i] * d[j].v[i]; }
         for (int n = 0; n < N; n++) {
             float b = p->B[bc + n], c = p->C[bc + n];
@@ -175,9 +195,14 @@ static inline __attribute__((always_inline)) void backward_block(const gradient 
             SIMD g[n].v[i] *= x->v[i];
             SIMD k.v[i] = g[n].v[i] * before->v[i];
             SIMD decay.v[i] += k.v[i] * A[n].v[i];
-            SIMD dA[n].v[i] += k.v[i] * d[j].v[i];
+            SIMD dA[n].v[i] += k.v[i] * over.v[i];
         }
-        SIMD decay.v[i] = decay.v[i] * 0.69314718f + through.v[i] * u[j].v[i];
+        SIMD decay.v[i] *= 0.69314718f;
+        if (p->gap) {
+            float missing = p->gap[row];
+            SIMD didle.v[i] += missing * decay.v[i];
+        }
+        SIMD decay.v[i] += through.v[i] * u[j].v[i];
         SIMD through.v[i] *= d[j].v[i];
         store(q->du + at, &through, n_e);
         store(q->dd + at, &decay, n_e);
@@ -186,6 +211,7 @@ static inline __attribute__((always_inline)) void backward_block(const gradient 
         store(q->dA + (r.b * N + n) * p->channels + e, &dA[n], n_e);
         SIMD carry[n * W + i] = g[n].v[i];
     }
+    if (p->gap) store(q->didle + r.b * p->channels + e, &didle, n_e);
 }
 
 static float total(const vec *x) {
@@ -240,4 +266,30 @@ void selective_scan_backward(const gradient *q) {
     int64_t tasks = q->p.batch * q->p.groups * q->p.splits;
 #pragma omp parallel for schedule(static)
     for (int64_t task = 0; task < tasks; task++) backward_part(q, task);
+}
+
+/* log(1 + e^x) = max(x, 0) + log(1 + e), e = e^-|x|, and log(1 + e) = 2 artanh(s), s = e / (2 + e) <= 1/3 */
+void softplus_forward(const float *x, float *y, int64_t n) {
+#pragma omp parallel for simd schedule(static) if (n > 16384)
+    for (int64_t i = 0; i < n; i++) {
+        float e = power(fabsf(x[i]) * -1.44269504f), s = e / (2.0f + e), q = s * s;
+        float p = 1.0f / 15.0f;
+        p = p * q + 1.0f / 13.0f;
+        p = p * q + 1.0f / 11.0f;
+        p = p * q + 1.0f / 9.0f;
+        p = p * q + 1.0f / 7.0f;
+        p = p * q + 1.0f / 5.0f;
+        p = p * q + 1.0f / 3.0f;
+        p = p * q + 1.0f;
+        y[i] = (x[i] > 0.0f ? x[i] : 0.0f) + 2.0f * s * p;
+    }
+}
+
+/* dx = dy / (1 + e^-x) */
+void softplus_backward(const float *x, const float *dy, float *dx, int64_t n) {
+#pragma omp parallel for simd schedule(static) if (n > 16384)
+    for (int64_t i = 0; i < n; i++) {
+        float e = power(fabsf(x[i]) * -1.44269504f);
+        dx[i] = dy[i] * (x[i] > 0.0f ? 1.0f : e) / (1.0f + e);
+    }
 }

@@ -337,3 +337,15 @@ def test_a_kernel_that_computes_something_else_is_not_trusted(monkeypatch):
             assert not s6.trusted()
     finally:
         s6.trusted.cache_clear()
+
+
+@pytest.mark.skipif(not s6.trusted(), reason="no C compiler here")
+def test_the_compiled_softplus_is_softplus():
+    x = torch.cat([torch.randn(3001) * 10, torch.tensor([0.0, -0.0, 20.0, -87.0, -104.0, 3e38, -3e38])]).requires_grad_()
+    got, want = s6.fast_softplus(x), torch.nn.functional.softplus(x.double())
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-38)
+    dy = torch.randn(len(x))
+    (a,), (b,) = (torch.autograd.grad(y, x, g) for y, g in ((got, dy), (want, dy.double())))
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-30)
+    for empty in (torch.zeros(0), torch.zeros(2, 0, 3)):
+        assert s6.fast_softplus(empty).shape == empty.shape

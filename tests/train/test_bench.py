@@ -157,8 +157,10 @@ def test_a_run_of_ones_own_is_measured(tmp_path: Path) -> None:
     assert built.num_classes == 7
     assert built.default_cfg["input_size"] == (3, 96, 64)
     torch.testing.assert_close(built.state_dict(), model.state_dict())
-    with pytest.raises(ValueError, match=r"--tokens is for a model's name; .* is a checkpoint"):
+    with pytest.raises(ValueError, match="TimmClassifier has no blocks with seams"):
         measure.build(Arm(str(tmp_path), (("tokens", "tome:r=8"),)), Case())
+    with pytest.raises(ValueError, match=r"--adapter is for a model's name; .* is a checkpoint"):
+        measure.build(Arm(str(tmp_path), (("adapter", "lora:r=8"),)), Case())
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,14 @@ SMALL = {  # a shrunk stand-in of the same family where the recipe's own network
     "imagenet/caformer_s18": ["--model.model.img_size", "32"],
     "imagenet/vit_resnas_tiny": ["--model.model.img_size", "112"],  # four cells
     "imagenet/deit_small_patch16_224": ["--model.model.name", "deit_tiny_patch16_224"],
+    "imagenet/ia_red_deit_small": [
+        *("--model.model.name", "deit_tiny_patch16_224", "--model.loss.learns", "backbone"),
+        *("--trainer.strategy", "auto"),
+    ],
+    "imagenet/dynamicvit_deit_small": [
+        *("--model.model.name", "deit_tiny_patch16_224", "--model.loss.teacher.name", "deit_tiny_patch16_224"),
+        *("--model.loss.teacher.pretrained", "false", "--model.loss.teacher.img_size", "64"),
+    ],
 }
 
 

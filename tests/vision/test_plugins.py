@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -6,9 +7,9 @@ from golden import golden
 from torch import nn
 
 from patchloom.vision.block import Seams
-from patchloom.vision.plugins import SeamError, attach, attached, plugin
-from patchloom.vision.plugins.merge import Merge, MergeLayer, match, merge, removable, unmerge
-from patchloom.vision.tokens import Tokens
+from patchloom.vision.plugins import SeamError, attach, attached, plugin, read
+from patchloom.vision.plugins.merge import Merge, MergeLayer, match, merge, removable
+from patchloom.vision.tokens import Tokens, unmerge
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import create_model
 
@@ -189,7 +190,7 @@ def test_a_taken_seam_and_a_model_without_seams(model):
     with pytest.raises(SeamError, match=r"'after_mixer' of .* is taken by MergeLayer"):
         attach(model, Merge(2, prop=False))
     assert all(h.after_norm is None for h in hosts(model))
-    with pytest.raises(SeamError, match="no module of Linear declares"):
+    with pytest.raises(SeamError, match="Linear has no blocks with seams"):
         attach(nn.Linear(1, 1), Merge(1))
 
 
@@ -236,6 +237,43 @@ def test_schedules():
 def test_spellings():
     assert plugin("tome:r=8") == Merge(8)
     assert plugin("tome: r=4, inflect=-0.5 ,prop=FALSE") == Merge(4, -0.5, False)
+    assert plugin("tome:r=8+4 + 2,prop=false") == Merge((8, 4, 2), prop=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "want"),
+    [
+        ("3", int | tuple[int, ...], 3),
+        ("3", tuple[int, ...] | None, (3,)),
+        ("3+6", tuple[int, ...], (3, 6)),
+        ("1e+1", float | tuple[float, ...], 10.0),
+        ("0.5+1", tuple[float, ...], (0.5, 1.0)),
+        ("7+14", tuple[int, int], (7, 14)),
+        ("mean", Literal["mean", "max"] | int, "mean"),
+        ("4", Literal["mean", "max"] | int, 4),
+        ("a+b", tuple[str, ...], ("a", "b")),
+    ],
+)
+def test_values_are_read_as_their_annotation_says(value, kind, want):
+    found = read(value, kind, "")
+    assert found == want
+    assert type(found) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "words"),
+    [
+        ("3-6", tuple[int, ...], "a number is wanted"),
+        ("3+", tuple[int, ...], r"one or more with \+ between them \(3\+6\+9\) are wanted"),
+        ("7", tuple[int, int], r"2 with \+ between them"),
+        ("7+7+7", tuple[int, int], r"2 with \+ between them"),
+        ("0.5+x", float | tuple[float, ...], "a number is wanted"),
+        ("men", Literal["mean", "max"], "did you mean mean"),
+    ],
+)
+def test_values_that_cannot_be_read(value, kind, words):
+    with pytest.raises(ValueError, match=words):
+        read(value, kind, f"k={value}")
 
 
 @pytest.mark.parametrize(
@@ -249,6 +287,9 @@ def test_spellings():
         ("tome:r=eight", "a number is wanted"),
         ("tome:r=1.5", "a number is wanted"),
         ("tome:r=-1", "0 or more"),
+        ("tome:r=8+x", "a number is wanted"),
+        ("tome:r=8+", r"one or more with \+ between them"),
+        ("tome:r=8,4", r"'4' .* is not known; write KEY=VALUE, and a tuple with \+"),
         ("tome:r=1,inflekt=1", "did you mean inflect"),
         ("tome:r=1,inflect=3", "between -1 and 1"),
         ("tome:r=1,prop=perhaps", "write true or false"),

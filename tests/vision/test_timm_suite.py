@@ -55,6 +55,7 @@ SMALLEST = (
     "svt_s",
     "rmt_tiny",
     "slab_deit_tiny",
+    "sam_vit_b",
 )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...kernels.linear import eager_float32, linear
 from ...kernels.mlp import slices
-from ..block import Block, BlockSpec
+from ..block import Block, BlockSpec, Seams
 from ..depthwise import ResidualDepthwise, filtered
 from ..layers import Linear, is_plain
 from ..norm import Norm
@@ -61,6 +61,8 @@ class ResidualConvMlp(ConvMlp):
 
 class ConvMlpBlock(Block):
     """[position] -> norm1 -> mixer -> add1 -> [after_mixer] -> norm2 -> ffn -> add2, where the ffn takes the grid."""
+
+    seams = Seams.seams
 
     def __init__(self, mixer: nn.Module, ffn: ConvMlp, norms: tuple[nn.Module, nn.Module], adds: tuple[Add, Add],
                  position: nn.Module | None = None):  # fmt: skip

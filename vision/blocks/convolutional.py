@@ -9,7 +9,7 @@ from ..block import BlockSpec, Seams
 from ..conv import ConvNorm, InvertedBottleneck
 from ..layers import ACTIVATIONS, Mlp
 from ..norm import Norm
-from ..residual import Add, add_mlp, join
+from ..residual import Add, join
 from ..tokens import Tokens
 
 
@@ -30,6 +30,8 @@ class ResidualBlock(Seams):
 class ConvBlock(Seams):
     """mixer -> add1 -> [after_mixer] -> ffn on the map -> add2; what norms there are stand inside the branches."""
 
+    needs_grid = True
+
     def __init__(self, mixer: nn.Module, ffn: nn.Module, adds: tuple[Add, Add]):
         super().__init__()
         self.mixer, self.ffn = mixer, ffn
@@ -47,6 +49,8 @@ class LocalBlock(Seams):
     """mixer -> add1 -> [after_mixer] -> 3x3 depthwise convolution, which replaces the stream -> norm2 -> ffn -> add2.
     The norm before the mixer is the mixer's own."""
 
+    seams, needs_grid = (*Seams.seams, "around_ffn"), True
+
     def __init__(self, mixer: nn.Module, conv: nn.Module, norm: nn.Module, ffn: nn.Module, adds: tuple[Add, Add]):
         super().__init__()
         self.mixer, self.conv, self.norm2, self.ffn = mixer, conv, norm, ffn
@@ -58,7 +62,7 @@ class LocalBlock(Seams):
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
         t = t.with_map(self.conv(t.map()))
-        return replace(t, x=add_mlp(self.add2, self.ffn, t.x, self.norm2(t.x)))
+        return self.feed(t, t.x, self.norm2(t.x), self.add2, self.ffn)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,15 @@ from ..block import Block, BlockSpec
 from ..depthwise import ResidualDepthwise
 from ..layers import Mlp
 from ..norm import Norm
-from ..residual import Add, add_mlp, join
+from ..residual import Add, join
 from ..tokens import Tokens
 
 
 class EncodedBlock(Block):
     """encode1 -> norm1 -> mixer -> add1 -> [after_mixer] -> encode2 -> norm2 -> ffn -> add2; encode is x plus a
     depthwise 3x3 convolution of it."""
+
+    needs_grid = True
 
     def __init__(self, dim: int, mixer: nn.Module, ffn: nn.Module, norms: tuple[nn.Module, nn.Module],
                  adds: tuple[Add, Add]):  # fmt: skip
@@ -29,7 +31,7 @@ class EncodedBlock(Block):
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
         t = t.with_map(self.encode2(t.map()))
-        return replace(t, x=add_mlp(self.add2, self.ffn, t.x, self.norm2(t.x)))
+        return self.feed(t, t.x, self.norm2(t.x), self.add2, self.ffn)
 
 
 @dataclass(frozen=True)

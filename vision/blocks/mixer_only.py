@@ -18,7 +18,7 @@ class MixerBlock(Seams):
     def __init__(self, mixer: nn.Module, norm: nn.Module, add: Add, last: nn.Module | None = None):
         super().__init__()
         self.norm, self.mixer, self.add = norm, mixer, add
-        self.last = nn.Identity() if last is None else last
+        self.last, self.needs_grid = nn.Identity() if last is None else last, last is not None
 
     def run(self, t: Tokens) -> Tokens:
         y, probe = self.mix(t, self.norm(t.x))

@@ -1,6 +1,8 @@
 """ViT, https://arxiv.org/abs/2010.11929 (as trained by https://arxiv.org/abs/2106.10270), and DeiT,
 https://arxiv.org/abs/2012.12877, under timm's names and numbers."""
 
+from dataclasses import replace
+
 from ..backbone import Stage
 from ..block import PreNorm
 from ..mixers.attention import Global
@@ -12,7 +14,9 @@ from ..stem import Patchify
 from .names import mlp_and_norms
 from .vit_weights import WEIGHTS as WEIGHTS
 
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+SIZES = {
+    "tiny": (192, 12, 3), "256": (256, 12, 4), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16),
+}  # fmt: skip
 NORM = Norm(eps=1e-6)
 
 
@@ -27,10 +31,11 @@ def vit(size: str, patch: int, pixels: int, distilled: bool = False, drop_path: 
 
 
 VARIANTS = {
-    **{f"vit_{s}_patch16_{p}": vit(s, 16, p) for s in SIZES for p in (224, 384)},
+    **{f"vit_{s}_patch16_{p}": vit(s, 16, p) for s in SIZES if s != "256" for p in (224, 384)},
     **{f"vit_{s}_patch32_{p}": vit(s, 32, p) for s in ("small", "base", "large") for p in (224, 384)},
     **{f"deit_{s}_patch16_224": vit(s, 16, 224, drop_path=0.1) for s in ("tiny", "small", "base")},
     **{f"deit_{s}_distilled_patch16_224": vit(s, 16, 224, True, 0.1) for s in ("tiny", "small", "base")},
+    "deit_256_patch16_224": replace(vit("256", 16, 224, drop_path=0.1), listed=False),  # published by DynamicViT alone
     "deit_base_patch16_384": vit("base", 16, 384, drop_path=0.1),
     "deit_base_distilled_patch16_384": vit("base", 16, 384, True, 0.1),
 }

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
 
 from ..conv import LinearNorm
@@ -46,14 +47,19 @@ class Head:
 
 
 class AttentionPool(nn.Module):
-    """sum_n softmax(w x_n + b) x_n over the tokens (https://arxiv.org/abs/2104.05704), (B N C) -> (B C)."""
+    """sum_n softmax(w x_n + b) x_n over the tokens (https://arxiv.org/abs/2104.05704), (B N C) -> (B C); where a policy
+    (B N 1) is given, over those that count."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.score = Linear(dim, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, (self.score(x).softmax(1).mT @ x)[:, 0])
+    def forward(self, x: Tensor, policy: Tensor | None = None) -> Tensor:
+        weight = self.score(x).softmax(1)
+        if policy is not None:
+            weight = weight * policy
+            weight = weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
+        return cast(Tensor, (weight.mT @ x)[:, 0])
 
 
 class MlpHead(nn.Module):

@@ -12,7 +12,9 @@ from ..tokens import Probe, Tokens
 class SelfAttention(nn.Module):
     """softmax(q k' / sqrt(d)) v over all tokens; a token that stands for n patches counts n times."""
 
-    needs_grid, offers, projections, entries = False, ("keys",), ("qkv", "proj"), ("qkv",)
+    needs_grid, projections, entries = False, ("qkv", "proj"), ("qkv",)
+    offers: tuple[str, ...] = ("queries", "keys")
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, heads: int, bias: bool = True, out_bias: bool = True, dropout: float = 0.0,
                  width: int | None = None):  # fmt: skip
@@ -22,13 +24,17 @@ class SelfAttention(nn.Module):
         inner = dim if width is None else heads * width
         self.heads, self.dropout = heads, dropout
         self.qkv, self.proj = Linear(dim, 3 * inner, bias), Linear(inner, dim, out_bias)
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         q, k, v = self.qkv(t.x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h N d
         if probe is not None:
-            probe["keys"] = k.mean(1)  # B N d
+            probe["queries"], probe["keys"] = q, k  # B h N d
         bias = None if t.size is None else t.size.log()[:, None, None, :, 0]
-        y = attend(q, k, v, bias, dropout=self.dropout if self.training else 0.0)
+        if self.attending is not None:
+            y = self.attending(q, k, v, bias, t)
+        else:
+            y = attend(q, k, v, bias, dropout=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C
 
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.selective_scan import selective_scan
+from ...kernels.selective_scan import fast_softplus, selective_scan
+from ..gaps import Walk, convolved, patches_of, walk
 from ..layers import Linear
 from ..orders import snakes, walks
 from ..tokens import Probe, Tokens
-from .convolution import convolve
 from .mamba import initial_step_sizes
 
 
@@ -20,9 +20,12 @@ class ContinuousScan(nn.Module):
 
     As published, and in the published weights: only u is rearranged. Step sizes, B and C stay in the order of rows, so
     that a step of a snake meets those of another token; and the bias of the step sizes is added twice.
+
+    Where patches were dropped, the rest is walked in the order of each snake and meets the step sizes of the rest; with
+    `Tokens.place` the state decays over what is missing. Shows `scan`, the sum over the snakes.
     """
 
-    needs_grid, offers, projections = True, (), ("in_proj", "x_proj", "dt_proj", "out_proj")
+    needs_grid, offers, projections = True, ("scan",), ("in_proj", "x_proj", "dt_proj", "out_proj")
 
     def __init__(self, dim: int, states: int, expand: int, kernel: int):
         super().__init__()
@@ -38,18 +41,23 @@ class ContinuousScan(nn.Module):
         self.directions = nn.Parameter(nn.init.normal_(torch.empty(5, states), std=0.02))
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
-        x, z = self.in_proj(t.map()).chunk(2, -1)
-        u = F.silu(convolve(self.conv, x)).flatten(1, 2)  # B L E
+        tokens, grid, at = patches_of(t)
+        x, z = self.in_proj(tokens).chunk(2, -1)
+        u = F.silu(convolved(self.conv, x, grid, at))  # B L E
         d, b, c = self.x_proj(u).split([self.rank, self.states, self.states], -1)
-        delta = F.softplus(self.dt_proj(d).float() + self.dt_proj.bias.float())
+        delta = fast_softplus(self.dt_proj(d).float() + self.dt_proj.bias.float())
         decay = -self.A_log.float().exp()
+        idle = None if at is None or t.place is None else F.softplus(2 * self.dt_proj.bias.float())
         y = self.D * (4 * u)
-        assert t.grid is not None
-        for ahead, codes in snake_tensors(t.grid, u.device):
-            back = torch.empty_like(ahead).scatter_(0, ahead, torch.arange(u.shape[1], device=u.device))
-            along = selective_scan(u[:, ahead], delta, decay, b + self.directions[codes].to(b.dtype), c, softplus=False)
-            y = y + along[:, back]
-        return self.out_proj(y * F.silu(z.flatten(1, 2)))  # type: ignore[no-any-return]
+        for ahead, codes in snake_tensors(grid, u.device):
+            back = torch.empty_like(ahead).scatter_(0, ahead, torch.arange(ahead.shape[0], device=u.device))
+            w = Walk(ahead, back) if at is None else walk(back[at], idle is not None)
+            into = b + self.directions[codes if at is None else codes[w.at]].to(b.dtype)
+            along = selective_scan(w.along(u), delta, decay, into, c, softplus=False, gap=w.before, idle=idle)
+            y = y + w.home(along)
+        if probe is not None:
+            probe["scan"] = y
+        return self.out_proj(y * F.silu(z.flatten(1, -2)))  # type: ignore[no-any-return]
 
 
 def snake_tensors(grid: tuple[int, int], device: torch.device) -> list[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""Depthwise and separable convolutions as token mixers, on channels-last maps without a copy."""
+"""Depthwise, separable and dense convolutions as token mixers, on channels-last maps without a copy."""
 
 from dataclasses import dataclass
 
@@ -41,6 +41,30 @@ class SeparableConv(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = convolve(self.conv, self.act(self.fc1(t.map())))
         return self.fc2(m.flatten(1, 2))  # type: ignore[no-any-return]
+
+
+class DenseConv(nn.Module):
+    """A size x size convolution of all channels."""
+
+    needs_grid, offers, projections = True, (), ()
+
+    def __init__(self, dim: int, size: int, bias: bool = True):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, size, padding=size // 2, bias=bias)
+
+    def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
+        return convolve(self.conv, t.map()).flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A size x size convolution of all channels."""
+
+    size: int = 3
+    bias: bool = True
+
+    def build(self, dim: int, index: int) -> nn.Module:
+        return DenseConv(dim, self.size, self.bias)
 
 
 @dataclass(frozen=True)

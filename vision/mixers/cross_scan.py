@@ -5,17 +5,21 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..gaps import Walk, convolved, patches_of, walk
 from ..layers import Linear
 from ..tokens import Probe, Tokens
-from .convolution import convolve
 from .mamba import SelectiveScan
 
 
 class CrossScan(nn.Module):
     """in_proj, depthwise 3x3 and SiLU; the map scanned along rows, along columns, and backwards along both, each with
-    weights of its own; their sum through a norm, times a gate or not, and out_proj."""
+    weights of its own; their sum through a norm, times a gate or not, and out_proj.
 
-    needs_grid, offers, projections = True, (), ("in_proj", "out_proj")
+    Where patches were dropped, the rest is scanned in the same orders, and with `Tokens.place` the state decays over
+    what is missing. Shows `scan`, the sum over the four ways.
+    """
+
+    needs_grid, offers, projections = True, ("scan",), ("in_proj", "out_proj")
 
     def __init__(self, dim: int, states: int, ratio: float, gate: bool, conv_bias: bool):
         super().__init__()
@@ -27,15 +31,26 @@ class CrossScan(nn.Module):
         self.norm = nn.LayerNorm(inner)
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
-        x, *z = self.in_proj(t.map()).chunk(1 + self.gate, -1)
-        x = F.silu(convolve(self.conv, x))  # B H W E
-        rows, columns = x.flatten(1, 2), x.transpose(1, 2).flatten(1, 2)
+        tokens, (h, w), at = patches_of(t)
+        x, *z = self.in_proj(tokens).chunk(1 + self.gate, -1)
+        x = F.silu(convolved(self.conv, x, (h, w), at))  # B L E
+        rows = columns = Walk()
+        if at is not None:
+            rows, columns = (walk(p, t.place is not None) for p in (at, at % w * h + at // w))
+        over = turned(x, h, w) if at is None else columns.along(x)
         along, down, back, up = self.scans
-        y = along(rows) + back(rows, reverse=True)
-        turned = down(columns) + up(columns, reverse=True)
-        y = y + turned.unflatten(1, (x.shape[2], x.shape[1])).transpose(1, 2).flatten(1, 2)
+        y = along(x, gap=rows.before) + back(x, True, rows.behind)
+        upright = down(over, gap=columns.before) + up(over, True, columns.behind)
+        y = y + (turned(upright, w, h) if at is None else columns.home(upright))
+        if probe is not None:
+            probe["scan"] = y
         y = self.norm(y)
-        return self.out_proj(y * F.silu(z[0].flatten(1, 2)) if self.gate else y)  # type: ignore[no-any-return]
+        return self.out_proj(y * F.silu(z[0].flatten(1, -2)) if self.gate else y)  # type: ignore[no-any-return]
+
+
+def turned(x: Tensor, h: int, w: int) -> Tensor:
+    """The rows of an h x w map (B h*w C) as its columns."""
+    return x.unflatten(1, (h, w)).transpose(1, 2).flatten(1, 2)  # type: ignore[no-untyped-call, no-any-return]
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class DistanceAttention(nn.Module):
         parts = self.qkv(t.x).split((wide, wide, self.heads * self.value), -1)
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)  # B h N d
         if probe is not None:
-            probe["keys"] = k.mean(1)  # B N d
+            probe["keys"] = k  # B h N d
         y = attend(q, k, v, self.bias(t.grid)[None])
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

@@ -55,7 +55,7 @@ class LinearMixer(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         q, k, v = self.qkv(t.x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # B N h d
         if probe is not None:
-            probe["keys"] = k.mean(2)  # B N d
+            probe["keys"] = k.transpose(1, 2)  # B h N d
         of_queries, of_keys = self.maps or (FIXED[self.features],) * 2
         q, k = of_queries(q), of_keys(k)
         if t.size is not None:

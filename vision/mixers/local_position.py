@@ -50,7 +50,7 @@ class LocalPositionAttention(nn.Module):
         qkv = self.qkv(t.x)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h N d
         if probe is not None:
-            probe["keys"] = k.mean(1)  # B N d
+            probe["keys"] = k  # B h N d
         y = attend(q, k, v).transpose(1, 2).flatten(2)  # B N C
         first = len(t.special)  # special tokens stand in front
         values = qkv[:, first:, 2 * t.x.shape[-1] :].unflatten(1, t.grid)  # B H W C

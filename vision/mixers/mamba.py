@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.selective_scan import selective_scan
+from ..gaps import Walk, walk
 from ..layers import Linear
 from ..tokens import Probe, Tokens
 
@@ -16,7 +17,8 @@ from ..tokens import Probe, Tokens
 class SelectiveScan(nn.Module):
     """The scan with what depends on the token: (d, B, C) = x_proj(u), delta = dt_proj(d); u (B L E) -> (B L E).
 
-    A = -exp(A_log), D is the skip. `rank` is the width of d, `states` that of B and C.
+    A = -exp(A_log), D is the skip. `rank` is the width of d, `states` that of B and C. gap (B L): how many tokens are
+    missing before each (in reverse: behind it); each would have decayed the state as a zero does.
     """
 
     projections = ("x_proj", "dt_proj")
@@ -30,9 +32,11 @@ class SelectiveScan(nn.Module):
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         initial_step_sizes(self.dt_proj.bias)
 
-    def forward(self, u: Tensor, reverse: bool = False) -> Tensor:
+    def forward(self, u: Tensor, reverse: bool = False, gap: Tensor | None = None) -> Tensor:
         d, b, c = self.x_proj(u).split([self.rank, self.states, self.states], -1)
-        return selective_scan(u, self.dt_proj(d), -self.A_log.float().exp(), b, c, self.D, reverse=reverse)  # type: ignore[no-any-return]
+        idle = None if gap is None else self.dt_proj.bias
+        decay = -self.A_log.float().exp()
+        return selective_scan(u, self.dt_proj(d), decay, b, c, self.D, reverse=reverse, gap=gap, idle=idle)  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -65,15 +69,20 @@ class Direction(nn.Module):
         super().__init__()
         self.conv, self.scan = CausalConv(dim, kernel), SelectiveScan(dim, rank, states)
 
-    def forward(self, x: Tensor, reverse: bool = False) -> Tensor:
-        return self.scan(F.silu(self.conv(x, reverse)), reverse)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, reverse: bool = False, gap: Tensor | None = None) -> Tensor:
+        return self.scan(F.silu(self.conv(x, reverse)), reverse, gap)  # type: ignore[no-any-return]
 
 
 class MambaMixer(nn.Module):
     """out_proj((ahead(x) + back(x)) / 2 * silu(z)) with x, z = in_proj(tokens); `back`, which may be left out, scans
-    from the last token to the first with weights of its own. All tokens take part, in the order of the sequence."""
+    from the last token to the first with weights of its own. All tokens take part, in the order of the sequence, or
+    in that of `Tokens.place`, and then the state decays over what is missing.
 
-    needs_grid, offers, projections = False, (), ("in_proj", "out_proj")
+    Shows `scan`, which both directions gave, and beside it `back`, which the second gave, and the `gate` z.
+    """
+
+    needs_grid, projections = False, ("in_proj", "out_proj")
+    offers: tuple[str, ...] = ("scan", "back", "gate")
 
     def __init__(self, dim: int, states: int, expand: int, kernel: int, both: bool):
         super().__init__()
@@ -81,13 +90,21 @@ class MambaMixer(nn.Module):
         self.in_proj, self.out_proj = Linear(dim, 2 * inner, bias=False), Linear(inner, dim, bias=False)
         self.ahead = Direction(inner, rank, states, kernel)
         self.back = Direction(inner, rank, states, kernel) if both else None
+        if not both:
+            self.offers = ("scan",)
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
-        x, z = self.in_proj(t.x).chunk(2, -1)
-        y = self.ahead(x)
+        w = Walk() if t.place is None else walk(t.place)
+        x, z = self.in_proj(w.along(t.x)).chunk(2, -1)
+        y = self.ahead(x, gap=w.before)
         if self.back is not None:
-            y = (y + self.back(x, reverse=True)) / 2
-        return self.out_proj(y * F.silu(z))  # type: ignore[no-any-return]
+            back = self.back(x, True, w.behind)
+            y = (y + back) / 2
+            if probe is not None:
+                probe["back"], probe["gate"] = w.home(back), w.home(z)
+        if probe is not None:
+            probe["scan"] = w.home(y)
+        return w.home(self.out_proj(y * F.silu(z)))
 
 
 @dataclass(frozen=True)

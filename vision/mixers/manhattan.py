@@ -43,7 +43,7 @@ class ManhattanAttention(nn.Module):
         turns = torch.from_numpy(turns_of(t.x.shape[1], qk.shape[-1])).to(qk.device)[:, None, None]
         q, k = rotate(qk, turns).unbind(2)  # B N n d
         if probe is not None:
-            probe["keys"] = k.mean(2)  # B N d
+            probe["keys"] = k.transpose(1, 2)  # B h N d
         by_head = v.unflatten(-1, (self.heads, -1))
         y = (self.by_axes if self.decomposed else self.whole)(q, k, by_head, t.grid)  # B N C
         local = filtered(self.local, v.unflatten(1, t.grid)).flatten(1, 2)

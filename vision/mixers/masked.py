@@ -31,7 +31,7 @@ def place_mask(mask: nn.Module, t: Tokens) -> Tensor:
 class MaskedAttention(SelfAttention):
     """softmax(mask * q k' / sqrt(d)) v over all tokens of a grid; special tokens meet all others unmasked."""
 
-    needs_grid = True
+    needs_grid, offers, seams = True, ("keys",), ()
 
     def __init__(self, dim: int, heads: int, mask: Mask, bias: bool = True, out_bias: bool = True,
                  width: int | None = None):  # fmt: skip
@@ -41,13 +41,15 @@ class MaskedAttention(SelfAttention):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(t.x), self.heads)
         if probe is not None:
-            probe["keys"] = k.mean(1)  # B N d
+            probe["keys"] = k  # B h N d
         y = attend_masked(q, k, v, place_mask(self.mask, t))
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C
 
 
 class MaskedWindowAttention(WindowAttention):
     """WindowAttention with the scores inside a window multiplied by a mask before bias and shift mask are added."""
+
+    rescales = False
 
     def __init__(self, dim: int, heads: int, size: int, shift: int, mask: Mask):
         super().__init__(dim, heads, size, shift)

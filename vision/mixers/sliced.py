@@ -22,6 +22,8 @@ class SlicedAttention(SelfAttention):
     shuffles as well, in the fixed order of `spread`, so that an image always gets the same answer.
     """
 
+    offers, seams = ("keys",), ()
+
     def __init__(self, dim: int, heads: int, groups: tuple[int, ...]):
         super().__init__(dim, heads)
         if not groups or min(groups) < 1:
@@ -42,7 +44,9 @@ class SlicedAttention(SelfAttention):
         y = super().forward(Tokens(cut(x, order, pieces, short), None, size=size), probe)
         back = None if order is None else order.argsort()
         if probe is not None:
-            probe["keys"] = joined(probe["keys"], back, pieces, n)
+            keys = joined(probe.pop("keys").transpose(1, 2).flatten(2), back, pieces, n)  # B N h*d
+            del probe["queries"]  # they met keys of their own slice only
+            probe["keys"] = keys.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]  # B h N d
         return joined(y, back, pieces, n)
 
     def order(self, n: int, device: torch.device) -> Tensor:

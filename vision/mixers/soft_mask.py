@@ -36,7 +36,7 @@ class SoftMaskAttention(nn.Module):
         q, k = rotate(qkv[:, :, : 2 * self.heads], turns).transpose(1, 2).chunk(2, 1)  # B h N d
         v = qkv[:, :, 2 * self.heads :].transpose(1, 2)
         if probe is not None:
-            probe["keys"] = k.mean(1)  # B N d
+            probe["keys"] = k  # B h N d
         y = soft_masked(q, k, v, self.rate)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C
 

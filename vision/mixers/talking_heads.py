@@ -30,7 +30,7 @@ class TalkingAttention(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         q, k, v = split_heads(self.qkv(t.x), self.heads)
         if probe is not None:
-            probe["keys"] = k.mean(1)  # B N d
+            probe["keys"] = k  # B h N d
         mask = None if self.mask is None else place_mask(self.mask, t)
         bias = None if t.size is None else t.size.log()[:, None, None, :, 0]
         y = attend_masked(q, k, v, mask, bias, mix=(self.before, self.after))

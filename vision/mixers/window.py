@@ -24,6 +24,7 @@ class WindowAttention(nn.Module):
     """
 
     needs_grid, offers, projections = True, (), ("qkv", "proj")
+    rescales = True  # on a coarser map that a plugin made (Tokens.window): smaller windows, the table interpolated
 
     def __init__(self, dim: int, heads: int, size: int, shift: int, dense: bool = False):
         super().__init__()
@@ -39,22 +40,37 @@ class WindowAttention(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()  # B H W C
         h, w = m.shape[1:3]
-        s, shift = self.size, self.shift
+        s, shift = (self.size, self.shift) if t.window is None else (t.window, round(self.shift * t.window / self.size))
         if not self.dense and min(h, w) <= s:
             s, shift = min(h, w), 0
         down, right = -h % s, -w % s
         if down or right:
             m = F.pad(m, (0, 0, 0, right, 0, down))
-        y = self.attend(self.qkv(roll(m, -shift)), self.bias(h, w, s, shift), s)
+        y = self.attend(self.qkv(roll(m, -shift)), self.bias(h, w, s, shift, self.stands_for(t, s)), s)
         return self.proj(roll(y, shift)[:, :h, :w].flatten(1, 2))  # type: ignore[no-any-return]
 
     def attend(self, qkv: Tensor, bias: Tensor, s: int) -> Tensor:
         """(B H W 3C) -> (B H W C)."""
         return attend_windows(qkv, bias, self.heads, s)
 
-    def bias(self, h: int, w: int, s: int, shift: int) -> Tensor:
-        """(1 or n h s*s s*s): the learned bias of each pair's offset, and -inf where a pair must not meet."""
-        bias = self.table[torch.from_numpy(offsets(self.size, s))].permute(2, 0, 1)[None]  # 1 h s*s s*s
+    def stands_for(self, t: Tokens, s: int) -> int:
+        """The side of the windows that those of s were before a plugin made them smaller."""
+        if t.window is None:
+            return s
+        assert t.full is not None
+        return self.size if self.dense else min(self.size, *t.full)
+
+    def bias(self, h: int, w: int, s: int, shift: int, whole: int) -> Tensor:
+        """(1 or n h s*s s*s): the learned bias of each pair's offset, and -inf where a pair must not meet; windows of s
+        that stand for ones of `whole` have the latter's biases, interpolated."""
+        table: Tensor = self.table
+        size = self.size
+        if s != whole:
+            middle = slice(size - whole, size + whole - 1)
+            square = table.view(2 * size - 1, 2 * size - 1, -1)[middle, middle].flatten(0, 1)
+            table = resize(square[None], (2 * whole - 1,) * 2, (2 * s - 1,) * 2, "bilinear")[0]
+            size = s
+        bias = table[torch.from_numpy(offsets(size, s))].permute(2, 0, 1)[None].contiguous()
         mask = apart(h, w, s, shift, not self.dense)
         if mask is None:
             return bias

@@ -1,61 +1,195 @@
 """Plugins reach a model through the seams that its modules declare, and nowhere else."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, Protocol, get_args
+from operator import attrgetter
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
-PLUGINS = {"tome": ("merge", "Merge")}  # spelling -> module and dataclass
+from ..backbone import Backbone, StageBlocks
+from ..block import Seams
+
+if TYPE_CHECKING:
+    from ..network import Rules
+
+PLUGINS = {  # spelling -> module and dataclass
+    "tome": ("merge", "Merge"),
+    "zero_tprune": ("zero_tprune", "ZeroTPrune"),
+    "ia_red": ("ia_red", "IaRed"),
+    "dynamicvit": ("dynamic_vit", "DynamicViT"),
+    "clustering": ("clustering", "Clustering"),
+    "scan_pruning": ("scan_pruning", "ScanPruning"),
+    "evit": ("evit", "Evit"),
+    "random": ("random_drop", "RandomDrop"),
+    "patch_dropout": ("patch_dropout", "PatchDropout"),
+    "soft_merge": ("soft_merge", "SoftMerge"),
+    "window_merge": ("window_merge", "WindowMerge"),
+}
 
 
 class SeamError(ValueError):
     """A plugin cannot be put where it was asked to go."""
 
 
+@dataclass(frozen=True)
+class Host:
+    """A block that plugins may be put into, and where it stands."""
+
+    name: str  # in the model
+    block: Seams
+    stage: int
+    index: int  # in its stage
+    depth: int  # of its stage
+    place: int  # among all blocks of the model
+    dim: int = 0  # channels of its tokens
+    special: tuple[int, ...] = ()  # positions of its stage's class token and the like, where the model states them
+
+    @property
+    def mixer(self) -> Any:
+        return self.block.mixer
+
+    @property
+    def last(self) -> bool:
+        """Whether its stage ends behind it."""
+        return self.index == self.depth - 1
+
+    def refuse(self, why: str, module: nn.Module | None = None) -> "SeamError":
+        """The error that says why a plugin cannot be put here, or into `module` of it."""
+        return SeamError(f"{self.name}: {type(self.mixer if module is None else module).__name__} {why}")
+
+
+class Placed(NamedTuple):
+    """A layer, and the seam of a block (`after_mixer`) or of a part of it (`mixer.attending`) that it goes into."""
+
+    host: Host
+    seam: str
+    layer: nn.Module
+
+
 class Plugin(Protocol):
     """What may be attached: a frozen dataclass of settings."""
 
-    @property
-    def seams(self) -> tuple[str, ...]:
-        """The seams it fills in every host; hosts are the modules that declare all of them."""
+    def place(self, hosts: Sequence[Host]) -> list[Placed]:
+        """What goes where in a model with these blocks. Raises SeamError, with the block's name, where it cannot work
+        (`Host.refuse`, `reducible`), and ValueError for settings that fit no model of this depth."""
 
-    def check(self, name: str, host: nn.Module) -> None:
-        """Raises SeamError, with the host's name, where it cannot work."""
 
-    def layer(self, seam: str, index: int, count: int) -> nn.Module:
-        """What goes into `seam` of host `index` of `count`."""
+@runtime_checkable
+class Published(Protocol):
+    """A plugin with layers whose weights somebody published, in one file with the backbone's."""
+
+    def published(self, hosts: Sequence[Host]) -> "Rules":
+        """How their names become ours, beside the rules of the backbone's family; `hosts` are the model's blocks."""
+
+
+def plugins_of(model: nn.Module) -> list[Plugin]:
+    """What is attached to the model, in order."""
+    return [p for m in model.modules() for p in getattr(m, "plugins", ())]
+
+
+def plugged(model: nn.Module) -> tuple[str, ...]:
+    """What the names of parameters in the model's seams begin with."""
+    filled = [(n, s) for n, m in model.named_modules() for s in getattr(m, "seams", ()) if getattr(m, s) is not None]
+    return tuple(f"{name}.{seam}." for name, seam in filled)
+
+
+def hosts_of(model: nn.Module) -> list[Host]:
+    """The blocks of a model, in order."""
+    where: dict[nn.Module, dict[str, Any]] = {
+        m: {"stage": i, "index": j, "depth": len(stage.blocks), "dim": b.channels[i], "special": b.specials[i]}
+        for b in model.modules()
+        if isinstance(b, Backbone)
+        for i, stage in enumerate(b.stages)
+        if isinstance(stage, StageBlocks)
+        for j, block in enumerate(stage.blocks)
+        for m in block.modules()  # a block that runs several times has its seams further in
+        if isinstance(m, Seams)
+    }
+    blocks = [(n, m) for n, m in model.named_modules() if isinstance(m, Seams)]
+    alone = {"stage": 0, "depth": len(blocks)}
+    return [Host(n, m, place=i, **where.get(m, {**alone, "index": i})) for i, (n, m) in enumerate(blocks)]
 
 
 def attach(model: nn.Module, plugin: Plugin) -> Callable[[], None]:
-    """Fills the plugin's seams in every module that declares them; returns the function that takes it out again.
+    """Puts the plugin's layers into the seams where it wants them; returns the function that takes them out again.
 
-    Every host is checked and every layer built before one is touched, so a refusal leaves the model as it was. The
-    layers come in the model's mode (training or evaluation).
+    Every layer is built and every seam looked at before one is filled, so a refusal leaves the model as it was. The
+    layers come in the model's mode (training or evaluation), type and device, and the model remembers what is attached
+    (`plugins_of`).
     """
-    seams = plugin.seams
-    hosts = [(n, m) for n, m in model.named_modules() if set(seams) <= set(getattr(m, "seams", ()))]
+    hosts = hosts_of(model)
     if not hosts:
-        raise SeamError(f"no module of {type(model).__name__} declares the seams {', '.join(seams)} of {plugin}")
-    for name, host in hosts:
-        for seam in seams:
-            if (there := getattr(host, seam)) is not None:
-                raise SeamError(f"seam {seam!r} of {name} is taken by {type(there).__name__}; detach that first")
-        plugin.check(name, host)
-    layers = [(host, seam, plugin.layer(seam, i, len(hosts))) for i, (_, host) in enumerate(hosts) for seam in seams]
-    for host, seam, layer in layers:
-        setattr(host, seam, layer.train(host.training))
+        raise SeamError(f"{type(model).__name__} has no blocks with seams, so {plugin} cannot be put into it")
+    found = []
+    for host, seam, layer in plugin.place(hosts):
+        path, _, name = seam.rpartition(".")
+        module = attrgetter(path)(host.block) if path else host.block
+        if name not in getattr(module, "seams", ()):
+            raise host.refuse(f"has no seam {name!r}, which {plugin} fills", module)
+        if (there := getattr(module, name)) is not None:
+            raise SeamError(f"seam {seam!r} of {host.name} is taken by {type(there).__name__}; detach that first")
+        found.append((module, name, layer))
+    like = next(model.parameters())
+    for module, name, layer in found:
+        setattr(module, name, layer.train(module.training).to(like))
+
+    model.plugins = (*getattr(model, "plugins", ()), plugin)  # type: ignore[assignment]
+    there = True
 
     def detach() -> None:
-        for host, seam, layer in layers:
-            if getattr(host, seam) is layer:  # a second call takes out nothing that came later
-                delattr(host, seam)  # out of the submodules, then back to the plain None it was
-                setattr(host, seam, None)
+        nonlocal there
+        if not there:
+            return  # a second call takes out nothing that came later
+        there = False
+        for module, name, layer in found:
+            if getattr(module, name) is layer:
+                delattr(module, name)  # out of the submodules, then back to the plain None it was
+                setattr(module, name, None)
+        rest = list(getattr(model, "plugins", ()))
+        rest.remove(plugin)
+        model.plugins = tuple(rest)  # type: ignore[assignment]
 
     return detach
+
+
+def reducible(host: Host, *offers: str) -> Host:
+    """The host, if its tokens may become fewer behind its mixer and the mixer shows `offers`; else raises SeamError."""
+    mixer = host.mixer
+    if mixer.needs_grid:
+        raise host.refuse("needs a full grid, so its tokens cannot become fewer")
+    if missing := [o for o in offers if o not in mixer.offers]:
+        raise host.refuse(f"shows no {' and no '.join(missing)}, which this plugin goes by")
+    for part in (host.block, getattr(host.block, "ffn", None)):
+        if getattr(part, "needs_grid", False):
+            raise host.refuse("needs a full grid, so its tokens cannot become fewer", part)
+    return host
+
+
+_notes: ContextVar[list[tuple[str, Tensor]] | None] = ContextVar("notes", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[list[tuple[str, Tensor]]]:
+    """Within it, what layers `note` while the model runs is kept in the list that it gives, with its graph: decisions
+    for a loss, or pictures."""
+    notes: list[tuple[str, Tensor]] = []
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note(name: str, value: Tensor) -> None:
+    """Shows `value` to whoever looks (`noting`)."""
+    if (notes := _notes.get()) is not None:
+        notes.append((name, value))
 
 
 @contextmanager
@@ -69,7 +203,8 @@ def attached(model: nn.Module, plugin: Plugin) -> Iterator[nn.Module]:
 
 
 def plugin(text: str) -> Plugin:
-    """`"tome:r=8"` -> `Merge(r=8)`: a name, and options `key=value` between commas behind a colon."""
+    """`"tome:r=8"` -> `Merge(r=8)`: a name, and options `key=value` between commas behind a colon; the parts of a tuple
+    have + between them: `"tome:r=8+4"` -> `Merge(r=(8, 4))`."""
     name, _, rest = text.partition(":")
     if name not in PLUGINS:
         raise ValueError(f"plugin {name!r} in {text!r} is not known; {near(name, list(PLUGINS))}")
@@ -80,7 +215,8 @@ def plugin(text: str) -> Plugin:
     for item in filter(None, rest.split(",")):
         key, equals, value = (part.strip() for part in item.partition("="))
         if key not in known:
-            raise ValueError(f"option {key!r} of plugin {name!r} in {text!r} is not known; {near(key, list(known))}")
+            hint = near(key, list(known)) if equals else "write KEY=VALUE, and a tuple with + between its parts"
+            raise ValueError(f"option {key!r} of plugin {name!r} in {text!r} is not known; {hint}")
         if not equals or key in options:
             raise ValueError(f"option {item!r} of plugin {name!r} in {text!r}: write {key}=VALUE, once")
         options[key] = read(value, known[key], f"{key}={value} of plugin {name!r} in {text!r}")
@@ -90,9 +226,9 @@ def plugin(text: str) -> Plugin:
     return make(**options)  # type: ignore[no-any-return]
 
 
-def read(value: str, kind: Any, where: str) -> bool | int | float | str:
-    """The value as the first of bool, int, float and str that the option's annotation allows."""
-    allowed = get_args(kind) or (kind,)
+def read(value: str, kind: Any, where: str) -> Any:
+    """The value as the first of bool, int, float, str, listed word and tuple that the annotation `kind` allows."""
+    allowed = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if bool in allowed:
         if value.lower() in ("true", "false"):
             return value.lower() == "true"
@@ -105,7 +241,23 @@ def read(value: str, kind: Any, where: str) -> bool | int | float | str:
                 continue
     if str in allowed:
         return value
-    raise ValueError(f"option {where}: a number is wanted")
+    words = [word for a in allowed if get_origin(a) is Literal for word in get_args(a)]
+    if value in words:
+        return value
+    for several in allowed:
+        if get_origin(several) is tuple:
+            return read_tuple(value, get_args(several), where)
+    raise ValueError(f"option {where}: {near(value, words) if words else 'a number is wanted'}")
+
+
+def read_tuple(value: str, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    """`3+6+9` as a tuple[int, ...], whose arguments are `kinds`."""
+    parts, open_end = [part.strip() for part in value.split("+")], kinds[-1] is Ellipsis
+    if not all(parts) or not (open_end or len(parts) == len(kinds)):
+        many = "one or more" if open_end else len(kinds)
+        raise ValueError(f"option {where}: {many} with + between them (3+6+9) are wanted")
+    each = kinds[:1] * len(parts) if open_end else kinds
+    return tuple(read(part, k, where) for part, k in zip(parts, each, strict=True))
 
 
 def near(name: str, known: list[str]) -> str:

@@ -6,14 +6,14 @@ begin as 1. Attention then counts a token s times (log s is added to its scores)
 mean inside it. Written anew; the original is CC-BY-NC.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..tokens import Probe, Tokens
-from . import SeamError
+from ..tokens import Probe, Tokens, moved
+from . import Host, Placed, reducible
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,13 @@ class Merge:
         if not -1 <= self.inflect <= 1 or (self.inflect and not isinstance(self.r, int)):
             raise ValueError(f"inflect={self.inflect!r} with r={self.r!r}: between -1 and 1, and only with a single r")
 
-    @property
-    def seams(self) -> tuple[str, ...]:
-        return ("after_mixer",) if self.prop else ("after_norm", "after_mixer")
-
-    def check(self, name: str, host: nn.Module) -> None:
-        mixer: Any = host.mixer
-        if mixer.needs_grid or "keys" not in mixer.offers:
-            why = "needs a full grid" if mixer.needs_grid else "shows no keys"
-            raise SeamError(f"{name}: {type(mixer).__name__} {why}, so its tokens cannot be merged")
-        if getattr(ffn := getattr(host, "ffn", None), "needs_grid", False):
-            raise SeamError(f"{name}: {type(ffn).__name__} needs a full grid, so its tokens cannot be merged")
-
-    def layer(self, seam: str, index: int, count: int) -> nn.Module:
-        return HideSize() if seam == "after_norm" else MergeLayer(self.schedule(count)[index])
+    def place(self, hosts: Sequence[Host]) -> list[Placed]:
+        layers = []
+        for host, r in zip(hosts, self.schedule(len(hosts)), strict=True):
+            layers.append(Placed(reducible(host, "keys"), "after_mixer", MergeLayer(r)))
+            if not self.prop:
+                layers.append(Placed(host, "after_norm", HideSize()))
+        return layers
 
     def schedule(self, count: int) -> list[int]:
         """How many tokens each of `count` blocks removes."""
@@ -67,7 +60,7 @@ class HideSize(nn.Module):
 
 
 class MergeLayer(nn.Module):
-    """(Tokens, probe with keys (B N d)) -> Tokens with r fewer; special tokens stand first afterwards."""
+    """(Tokens, probe with keys (B h N d)) -> Tokens with r fewer; special tokens stand first afterwards."""
 
     def __init__(self, r: int):
         super().__init__()
@@ -75,7 +68,7 @@ class MergeLayer(nn.Module):
 
     def forward(self, t: Tokens, probe: Probe) -> Tokens:
         r = removable(self.r, t.x.shape[1], t.special)
-        return t if r == 0 else merge(t, *match(probe["keys"], r, t.special))
+        return t if r == 0 else merge(t, *match(probe["keys"].mean(1), r, t.special))
 
     def extra_repr(self) -> str:
         return f"r={self.r}"
@@ -104,7 +97,7 @@ def match(keys: Tensor, r: int, special: tuple[int, ...]) -> tuple[Tensor, Tenso
     best, into = score.max(-1)
     if special:
         best[:, [i // 2 for i in special if i % 2 == 0]] = -torch.inf
-    order = best.argsort(dim=-1, descending=True, stable=True)
+    order = best.topk(best.shape[1]).indices
     gone, stay = order[:, :r], order[:, r:]
     if special:
         stay = stay.sort(-1).values
@@ -112,7 +105,8 @@ def match(keys: Tensor, r: int, special: tuple[int, ...]) -> tuple[Tensor, Tenso
     if special:
         rank = torch.full((n,), len(special), device=keys.device)
         rank[list(special)] = torch.arange(len(special), device=keys.device)
-        kept = kept.gather(1, rank[kept].argsort(dim=-1, stable=True))
+        key = rank[kept] * n + torch.arange(n - r, device=keys.device)  # without ties: ONNX has no stable sort
+        kept = kept.gather(1, key.argsort(dim=-1))
     place = kept.new_zeros(b, n).scatter(1, kept, torch.arange(n - r, device=keys.device).expand(b, -1))
     return kept, 2 * gone, place.gather(1, 2 * into.gather(1, gone) + 1)
 
@@ -130,20 +124,4 @@ def merge(t: Tokens, kept: Tensor, gone: Tensor, into: Tensor) -> Tokens:
     total = fold(size)
     to = kept.new_zeros(b, n).scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand(b, -1))
     to = to.scatter(1, gone, into)  # each present token's new position
-    source = patch_positions(t) if t.source is None else t.source
-    source = to.gather(1, source.clamp(min=0)).where(source >= 0, -1)
-    return replace(t, x=fold(t.x * size) / total, grid=None, special=tuple(range(k)), size=total, source=source)
-
-
-def patch_positions(t: Tokens) -> Tensor:
-    """B H*W: where each patch stands among tokens of which none is gone yet."""
-    n, special = t.x.shape[1], set(t.special)
-    return torch.tensor([i for i in range(n) if i not in special], device=t.x.device).expand(len(t.x), -1)
-
-
-def unmerge(t: Tokens) -> Tensor:
-    """B H*W C: for every patch, in raster order, the token that holds it; 0 where it was dropped."""
-    if t.source is None:
-        return t.patches()
-    at = t.source[..., None]
-    return t.x.gather(1, at.clamp(min=0).expand(-1, -1, t.x.shape[-1])).where(at >= 0, 0)
+    return moved(t, to, fold(t.x * size) / total, tuple(range(k)), total)

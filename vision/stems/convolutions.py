@@ -1,6 +1,6 @@
 """Stems of several convolutions, each with a norm and an activation behind it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -9,20 +9,22 @@ from torch import Tensor, nn
 from ..conv import ConvNorm
 from ..layers import ACTIVATIONS
 from ..norm import Norm
-from ..stem import Convolution, Stem
+from ..position import Position
+from ..stem import Convolution, Stem, places_in, special_of
 from ..tokens import Tokens
 
 
 class Convolutions(nn.Module):
-    """image (B 3 H W) -> Tokens, through `layers` on maps B H W C one behind the other."""
+    """image (B 3 H W) -> Tokens, through `layers` on maps B H W C one behind the other, and positions or none."""
 
-    def __init__(self, layers: list[nn.Module]):
+    def __init__(self, layers: list[nn.Module], position: nn.Module | None = None):
         super().__init__()
         self.layers = nn.Sequential(*layers)
+        self.position = nn.Identity() if position is None else position
 
     def forward(self, image: Tensor) -> Tokens:
         m = self.layers(image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
-        return Tokens(m.flatten(1, 2), (m.shape[1], m.shape[2]))
+        return self.position(Tokens(m.flatten(1, 2), (m.shape[1], m.shape[2])))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,20 @@ class Layer:
 
 @dataclass(frozen=True)
 class ConvLayers(Stem):
-    """A stem of `layers`."""
+    """A stem of `layers`, with special tokens and positions or none."""
 
     layers: tuple[Layer, ...]
+    position: Position | None = None
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        return special_of(self.position)
+
+    def places(self, length: int) -> tuple[int, ...]:
+        return places_in(self.position, length)
+
+    def sized(self, grid: tuple[int, int]) -> "ConvLayers":
+        return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
 
     @property
     def stride(self) -> int:
@@ -60,4 +73,4 @@ class ConvLayers(Stem):
             out = layer.width or dim
             made.append(layer.build(channels, out))
             channels = out
-        return Convolutions(made)
+        return Convolutions(made, None if self.position is None else self.position.build(dim))

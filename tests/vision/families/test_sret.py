@@ -138,7 +138,7 @@ def test_a_slice_attends_to_itself_and_padding_to_nothing(n, turn):
     want, keys = torch.empty_like(got), torch.empty_like(probe["keys"])
     for piece in order.split(length):
         want[:, piece] = whole(Tokens(x[:, piece], None, size=size[:, piece]), shown)
-        keys[:, piece] = shown["keys"]
+        keys[:, :, piece] = shown["keys"]  # B h N d
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(probe["keys"], keys)
     alone = mixer(Tokens(x, None, turn=turn))

@@ -1,0 +1,56 @@
+"""patchloom compat: the matrix of plugins and kinds of backbones, and the page that it writes."""
+
+import json
+
+import pytest
+
+from patchloom.train import compat
+from patchloom.train.cli import main
+from patchloom.vision.plugins import PLUGINS
+
+
+def said(capsys: pytest.CaptureFixture[str], *line: str) -> str:
+    assert main(["compat", *line]) == 0
+    return capsys.readouterr().out
+
+
+def test_the_page_is_up_to_date() -> None:
+    """`patchloom compat --write` writes it."""
+    assert compat.PAGE.read_text() == compat.page()
+
+
+def test_json_is_one_list_with_every_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads(said(capsys, "deit_tiny_patch16_224", "swin_tiny", "--json"))
+    assert [(c["variant"], c["method"]) for c in cells] == [
+        (v, m) for v in ("deit_tiny_patch16_224", "swin_tiny") for m in PLUGINS
+    ]
+    merged = {c["variant"]: c for c in cells if c["method"] == "tome"}
+    assert merged["deit_tiny_patch16_224"]["works"]
+    assert merged["deit_tiny_patch16_224"]["why"] is None
+    assert not merged["swin_tiny"]["works"]
+    assert merged["swin_tiny"]["block"] == "backbone.stages.0.blocks.0"
+    assert merged["swin_tiny"]["part"] == "WindowAttention"
+    assert merged["swin_tiny"]["why"].startswith("needs a full grid")
+
+
+def test_the_table_says_yes_or_gives_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = said(capsys, "deit_tiny_patch16_224", "swin_tiny").splitlines()
+    header, deit, swin = (lines[i].split() for i in (0, 2, 3))
+    assert header == ["variant", *PLUGINS]
+    at = header.index("tome")
+    assert deit[at] == "yes"
+    assert f"{swin[at]:>2}  needs a full grid, so its tokens cannot become fewer (WindowAttention)" in lines
+
+
+def test_an_unknown_variant_and_a_page_of_some_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compat", "swn_tiny"]) == 1
+    assert "swin_tiny" in capsys.readouterr().err
+    assert main(["compat", "swin_tiny", "--write"]) == 1
+    assert "give it alone" in capsys.readouterr().err
+
+
+def test_every_family_has_a_row() -> None:
+    from patchloom.vision.families import FAMILIES
+    from patchloom.vision.zoo import VARIANTS
+
+    assert {VARIANTS[v].family for v in compat.KINDS.values() if v != compat.LINEAR} == set(FAMILIES)

@@ -1,0 +1,200 @@
+"""patchloom compat: which token plugin goes into which kind of backbone, and where it does not, why.
+
+`--write` writes docs/compatibility.md, which tests compare with the code."""
+
+import argparse
+import json
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .tables import table, write_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..vision.network import Network
+
+EPILOG = """examples:
+  patchloom compat
+  patchloom compat swin_small cct_7_3x1_32
+  patchloom compat --json"""
+PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
+LINEAR = "deit_small_patch16_224 with linear attention"  # which nobody published as a network of its own
+KINDS = {  # how tokens are mixed -> the variant that stands for it
+    "global attention, class token": "deit_small_patch16_224",
+    "global attention, class and distillation token": "deit_small_distilled_patch16_224",
+    "global attention, no special token": "cct_14_7x2_224",
+    "shifted windows": "swin_tiny",
+    "windows and whole maps": "sam_vit_b",
+    "attention of convolved tokens": "cvt_13",
+    "pooling": "poolformer_s12",
+    "identity": "identityformer_s12",
+    "a random matrix": "randformer_s12",
+    "separable convolutions": "convformer_s18",
+    "separable convolutions, then attention": "caformer_s18",
+    "depthwise convolutions": "convnext_tiny",
+    "tokens of tokens": "t2t_vit_14",
+    "tokens inside tokens": "tnt_s_patch16_224",
+    "tokens inside tokens, in a pyramid": "pyramid_tnt_ti",
+    "convolutions, then windows": "tiny_vit_5m",
+    "pooling, then attention with offsets": "efficientformer_l1",
+    "convolutions, then talking heads": "efficientformerv2_s0",
+    "attention that fades with distance": "rmt_tiny",
+    "factorised windows": "favit_b0",
+    "frequencies, then attention": "svt_s",
+    "sliced attention, repeated": "sret_t",
+    "attention with local positions": "resformer_small_patch16",
+    "causal attention": "illama_small",
+    "linear attention": LINEAR,
+    "simplified linear attention": "slab_deit_tiny",
+    "searched heads, residual pooling": "vit_resnas_tiny",
+    "convolutions, then relative attention": "astroformer_0",
+    "multigroup convolutions": "fmvit_own",
+    "attention under Gaussian masks": "gmm_vit_64",
+    "selective scan, both ways": "vim_small",
+    "selective scan, crosswise": "vmamba_tiny_s1l8",
+    "selective scan, winding": "plainmamba_l2",
+    "non-causal duality": "vssd_tiny",
+    "retention": "vir_small_patch16_224",
+}
+SETTINGS = {"tome": "tome:r=8", "window_merge": "window_merge:share=0.4"}  # of plugins that cannot do without
+NOT_EXPORTED: dict[str, str] = {}  # plugins that torch.onnx does not take, and why; tests export the others
+INTRODUCTION = """\
+# Which plugin goes where
+
+Written by `patchloom compat --write`; do not edit. A row is a way of mixing tokens and the variant that stands for it
+here; a column is a plugin of `patchloom.vision.plugins`. A number says why a plugin refuses: below the table, with the
+parts of networks that are in its way. It does so when it is attached, by the block's name, and leaves the model as it
+was. `patchloom compat NAME …` tells of other variants.
+"""
+
+
+class Cell(NamedTuple):
+    """Whether a plugin with `setting` goes into a variant; where not, the block that it stops at, the part of the block
+    that is in the way, and why."""
+
+    kind: str
+    variant: str
+    method: str
+    setting: str
+    works: bool
+    block: str | None = None
+    part: str | None = None
+    why: str | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("variants", nargs="*", metavar="NAME", help="these, instead of one for each kind of mixer")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
+    parser.add_argument("--write", action="store_true", help="write docs/compatibility.md")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.write:
+        if args.variants or args.json:
+            raise ValueError("--write writes the page, which has one variant for each kind of mixer: give it alone")
+        print(f"wrote {write_whole(PAGE, page())}", file=sys.stderr)
+        return 0
+    cells = [cell for name in args.variants for cell in row("", name)] if args.variants else matrix()
+    print(json.dumps([cell._asdict() for cell in cells], indent=1) if args.json else report(cells))
+    return 0
+
+
+def spelling(method: str) -> str:
+    """The plugin as it is tried: its defaults, where it has them all."""
+    return SETTINGS.get(method, method)
+
+
+def network(name: str) -> "Network":
+    """The network of a variant in KINDS."""
+    from dataclasses import replace
+
+    from ..vision import zoo
+    from ..vision.mixers.linear import LinearAttention
+
+    if name != LINEAR:
+        return zoo.resolve(name).network
+    plain = zoo.VARIANTS[LINEAR.partition(" ")[0]]
+    return replace(plain, stages=tuple(replace(s, mixer=LinearAttention(s.mixer.heads)) for s in plain.stages))
+
+
+def matrix() -> list[Cell]:
+    """Every plugin in every kind."""
+    return [cell for kind, name in KINDS.items() for cell in row(kind, name)]
+
+
+@lru_cache
+def row(kind: str, name: str) -> tuple[Cell, ...]:
+    """Every plugin in one variant, which is built without memory."""
+    import torch
+
+    from ..vision.model import Classifier
+    from ..vision.plugins import PLUGINS
+
+    wanted = network(name)
+    with torch.device("meta"):
+        model = Classifier(wanted.backbone(3, 0.0), wanted.classes, wanted.head, img_size=wanted.size)
+    return tuple(Cell(kind, name, method, spelling(method), *verdict(model, spelling(method))) for method in PLUGINS)
+
+
+def verdict(model: "nn.Module", setting: str) -> tuple[Any, ...]:
+    """(whether the plugin can be attached, the block that refuses it, its part, the reason)."""
+    from ..vision.plugins import SeamError, attach, plugin
+
+    try:
+        attach(model, plugin(setting))()
+    except SeamError as error:
+        block, _, words = str(error).partition(": ")
+        part, _, why = words.partition(" ")
+        return False, block, part, why
+    return (True,)
+
+
+def numbered(cells: list[Cell]) -> dict[str, str]:
+    """reason -> its number."""
+    return {why: str(i) for i, why in enumerate(dict.fromkeys(c.why for c in cells if c.why is not None), 1)}
+
+
+def reasons(cells: list[Cell]) -> list[str]:
+    """Each reason, by its number, and what refuses for it."""
+    parts = {why: dict.fromkeys(c.part or "" for c in cells if c.why == why) for why in numbered(cells)}
+    return [f"{why} ({', '.join(found)})" for why, found in parts.items()]
+
+
+def lines(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
+    """The header, and a row for each variant: yes, or the number of a reason."""
+    number, methods = numbered(cells), list(dict.fromkeys(c.method for c in cells))
+    rows: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        head = rows.setdefault((cell.kind, cell.variant), [])
+        head.append("yes" if cell.why is None else number[cell.why])
+    return ["mixer", "variant", *methods], [[*head, *marks] for head, marks in rows.items()]
+
+
+def report(cells: list[Cell]) -> str:
+    header, rows = lines(cells)
+    if not any(row[0] for row in rows):
+        header, rows = header[1:], [row[1:] for row in rows]
+    return "\n".join([table(header, rows), "", *(f"{i:>2}  {why}" for i, why in enumerate(reasons(cells), 1))])
+
+
+def page() -> str:
+    cells = matrix()
+    header, rows = lines(cells)
+    marked = [header, ["---"] * len(header), *rows]
+    settings = ", ".join(f"`{s}`" for s in dict.fromkeys(c.setting for c in cells))
+    grid = "\n".join("| " + " | ".join(cell) + " |" for cell in marked)
+    listed = "\n".join(f"{i}. {why}" for i, why in enumerate(reasons(cells), 1))
+    return f"{INTRODUCTION}\nTried as {settings}.\n\n{grid}\n\n{listed}\n\n{onnx()}"
+
+
+def onnx() -> str:
+    """The section about files for other runtimes."""
+    from ..vision.plugins import PLUGINS
+
+    able = ", ".join(f"`{m}`" for m in PLUGINS if m not in NOT_EXPORTED)
+    said = f"## ONNX\n\nExported with the network, and run by onnxruntime: {able}.\n"
+    return said + "".join(f"\n`{method}` is not: {why}.\n" for method, why in NOT_EXPORTED.items())
