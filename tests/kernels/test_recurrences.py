@@ -341,7 +341,9 @@ def test_a_kernel_that_computes_something_else_is_not_trusted(monkeypatch):
 
 @pytest.mark.skipif(not s6.trusted(), reason="no C compiler here")
 def test_the_compiled_softplus_is_softplus():
-    x = torch.cat([torch.randn(3001) * 10, torch.tensor([0.0, -0.0, 20.0, -87.0, -104.0, 3e38, -3e38])]).requires_grad_()
+    x = torch.cat(
+        [torch.randn(3001) * 10, torch.tensor([0.0, -0.0, 20.0, -87.0, -104.0, 3e38, -3e38])]
+    ).requires_grad_()
     got, want = s6.fast_softplus(x), torch.nn.functional.softplus(x.double())
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-38)
     dy = torch.randn(len(x))

@@ -22,6 +22,7 @@ def table(text):
 SMALL = ["--batch", "1", "--seconds", "0", "--forms", "chunked", "recurrence"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("yardstick", ["exp", "recurrence"])
 def test_times_beside_the_yardstick(scan, capsys, yardstick):
     scan.main([*SMALL, "--length", "5", "9", "--yardstick", yardstick])
@@ -30,6 +31,7 @@ def test_times_beside_the_yardstick(scan, capsys, yardstick):
     assert all(len(row) == 7 and row[1].endswith("(1.00x)") and row[2].endswith("(1.00x)") for row in rows)
 
 
+@pytest.mark.slow
 def test_the_exponent_is_that_of_the_times(scan, capsys):
     assert scan.slope([10, 100, 1000], [0.3, 6.0, 120.0]) == pytest.approx(1.30103)
     scan.main([*SMALL, "--exponent", "--length", "16", "64"])

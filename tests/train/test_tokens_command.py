@@ -188,6 +188,7 @@ def test_the_whole_way(run_folder: Path, photos: Path, times: list[float], tmp_p
     assert "at random" in text
 
 
+@pytest.mark.slow
 def test_all_that_need_no_training(run_folder: Path, photos: Path, times: list[float], capsys: Capture) -> None:
     line = ["tokens", run_folder, "--target", "5ms", "--data", photos / "ant", "--points", "1", "--images", "1"]
     result = json.loads(said(capsys, *line, "--json"))
