@@ -6,8 +6,8 @@ weights depend on the token.
     y_t = (C_t . h_t + D u_t) silu(z_t)
 
 for each of D channels, with a state h of N numbers. `reference` defines the operation; `chunked` is plain torch for any
-device, the default; `native` is C for CPUs, compiled and tried on first use (kernels/native); `triton` is for GPUs,
-tried on first use (triton_scan.py); `exported` stands in for them while a model is exported, and takes any length in
+device, the default (chunked_scan.py); `native` is C for CPUs (native_scan.py) and `triton` for GPUs (triton_scan.py),
+both compiled and tried on first use; `exported` stands in for them while a model is exported, and takes any length in
 one graph (docs/export.md). State, decays and softplus are kept in float32 (float64 where u is), whatever the type of u;
 y has u's.
 
@@ -15,7 +15,6 @@ y has u's.
 lie before each token, of size `idle`, and are not walked; the state decays as if they were.
 """
 
-import ctypes
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,15 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import chunks
+from . import chunked_scan, chunks, native_scan
 from .chunks import in_float32, refuse_growth, without_autocast
 from .linear import eager_float32, unwatched
 from .native import library
 
 Backend = Literal["auto", "reference", "chunked", "native", "triton"]
 BACKENDS = ("auto", "reference", "chunked", "native", "triton")
-CHUNK = 32  # steps between two states that the backward pass finds kept (native)
-SEGMENT, WIDE = 1 << 20, 1 << 16  # states in a segment, and in a step of it that is worth its overhead (chunked)
 _chosen: ContextVar[str] = ContextVar("selective_scan", default="auto")
 
 
@@ -127,7 +124,7 @@ def fast_softplus(x: Tensor) -> Tensor:
     """log(1 + exp(x)), compiled where the compiled scan may be used."""
     if not (eager_float32(x) and x.numel() and trusted()):
         return F.softplus(x)
-    return _Softplus.apply(x)  # type: ignore[no-any-return]
+    return native_scan.softplus(x)
 
 
 def form_of(name: str, scan: Scan) -> Callable[[Scan], tuple[Tensor, Tensor]]:
@@ -275,7 +272,7 @@ def smooth_is_smooth() -> bool:
     """Whether the compiled softplus and its gradient are torch's."""
     with torch.inference_mode(False), torch.enable_grad():
         x = torch.linspace(-90, 90, 1000).requires_grad_()
-        found = [(y, *torch.autograd.grad(y.sum(), x)) for y in (_Softplus.apply(x), F.softplus(x))]
+        found = [(y, *torch.autograd.grad(y.sum(), x)) for y in (native_scan.softplus(x), F.softplus(x))]
         return all(torch.allclose(a, b, rtol=1e-5, atol=1e-12) for a, b in zip(*found, strict=True))
 
 
@@ -307,7 +304,7 @@ def trusted_on(device: torch.device) -> bool:
 
 
 def native(scan: Scan) -> tuple[Tensor, Tensor]:
-    return _Native.apply(*scan)  # type: ignore[no-any-return]
+    return native_scan.scan(*scan)
 
 
 def triton(scan: Scan) -> tuple[Tensor, Tensor]:
@@ -317,211 +314,11 @@ def triton(scan: Scan) -> tuple[Tensor, Tensor]:
     return triton_scan.scan(u, d, A, B, C, h, reverse)
 
 
-class Problem(ctypes.Structure):
-    """`problem` of native/selective_scan.c."""
-
-    _fields_ = [
-        *((n, ctypes.c_int64) for n in ("batch", "length", "channels", "groups", "states", "splits", "reverse")),
-        *((n, ctypes.c_void_p) for n in ("u", "d", "A", "B", "C", "first", "gap", "idle", "y", "kept", "last")),
-    ]
-
-
-class Gradient(ctypes.Structure):
-    """`gradient` of native/selective_scan.c."""
-
-    _fields_ = [
-        ("p", Problem),
-        *((n, ctypes.c_void_p) for n in ("dy", "dlast", "du", "dd", "dA", "dB", "dC", "dfirst", "didle")),
-    ]
-
-
-def pointer(t: Tensor | None) -> int | None:
-    return None if t is None else t.data_ptr()
-
-
-class _Native(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, d: Tensor, A: Tensor, B: Tensor, C: Tensor, h: Tensor | None,
-                reverse: bool, gap: Tensor | None, idle: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        u, d, B, C = (t.contiguous() for t in (u, d, B, C))
-        gap, idle = (None if t is None else t.contiguous() for t in (gap, idle))
-        (b, length, channels), (g, n) = u.shape, B.shape[2:]
-        decay = (A * 1.4426950408889634).t().contiguous()  # N D, of powers of two
-        first = None if h is None else h.transpose(1, 2).contiguous()
-        grad = any(ctx.needs_input_grad)
-        y, last = torch.empty_like(u), u.new_empty(b, n, channels)
-        kept = u.new_empty(b, length // CHUNK, n, channels) if grad else None
-        splits = max(1, min(-(-torch.get_num_threads() // (b * g)), -(-channels // (16 * g))))
-        problem = Problem(b, length, channels, g, n, splits, int(reverse),
-                          *map(pointer, (u, d, decay, B, C, first, gap, idle, y, kept, last)))  # fmt: skip
-        compiled().selective_scan_forward(ctypes.byref(problem))
-        ctx.splits, ctx.reverse = splits, reverse
-        ctx.save_for_backward(u, d, decay, B, C, first, gap, idle, kept)
-        return y, last.transpose(1, 2)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        u, d, decay, B, C, first, gap, idle, kept = ctx.saved_tensors
-        (b, length, channels), (g, n) = u.shape, B.shape[2:]
-        dy = dy.contiguous()
-        dlast = None if dlast is None else dlast.transpose(1, 2).contiguous()
-        du, dd, dA = torch.empty_like(u), torch.empty_like(d), u.new_zeros(b, n, channels)
-        dB, dC = (u.new_zeros(ctx.splits, b, length, g, n) for _ in range(2))
-        dfirst = None if first is None else torch.empty_like(first)
-        didle = None if idle is None else u.new_zeros(b, channels)
-        problem = Problem(b, length, channels, g, n, ctx.splits, int(ctx.reverse),
-                          *map(pointer, (u, d, decay, B, C, first, gap, idle, None, kept, None)))  # fmt: skip
-        gradient = Gradient(problem, *map(pointer, (dy, dlast, du, dd, dA, dB, dC, dfirst, didle)))
-        compiled().selective_scan_backward(ctypes.byref(gradient))
-        whole = [t[0] if ctx.splits == 1 else t.sum(0) for t in (dB, dC)]
-        dh = None if dfirst is None else dfirst.transpose(1, 2)
-        return du, dd, dA.sum(0).t(), *whole, dh, None, None, None if didle is None else didle.sum(0)
-
-
-class _Softplus(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
-        ctx.save_for_backward(x)
-        y = torch.empty_like(x)
-        compiled().softplus_forward(*(ctypes.c_void_p(t.data_ptr()) for t in (x, y)), ctypes.c_int64(x.numel()))
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        (x,), dy = ctx.saved_tensors, dy.contiguous()
-        dx = torch.empty_like(x)
-        compiled().softplus_backward(*(ctypes.c_void_p(t.data_ptr()) for t in (x, dy, dx)), ctypes.c_int64(x.numel()))
-        return dx
-
-
-def compiled() -> ctypes.CDLL:
-    """The library, for those who were told that there is one."""
-    lib = library("selective_scan")
-    assert lib is not None
-    return lib
-
-
 def chunked(scan: Scan) -> tuple[Tensor, Tensor]:
     """A segment of tokens at a time, in a few large operations; for the gradient only the state before each segment is
     kept, and what lies between is computed again."""
     u, d, A, B, C, h, reverse, *_ = without_gaps(scan)
     if reverse:
         u, d, B, C = (t.flip(1) for t in (u, d, B, C))
-    y, last = _Chunked.apply(u, d, A, B, C, h)
+    y, last = chunked_scan.scan(u, d, A, B, C, h)
     return (y.flip(1) if reverse else y), last
-
-
-def segments(batch: int, length: int, numbers: int) -> list[tuple[int, int]]:
-    """[start, end) of segments of about SEGMENT states in all, `numbers` a token and image."""
-    tokens = max(1, min(128, SEGMENT // max(1, batch * numbers)))
-    count = -(-length // tokens)
-    tokens = -(-length // count)
-    return [(i, min(i + tokens, length)) for i in range(0, length, tokens)]
-
-
-def recurrence(a: Tensor, x: Tensor, h: Tensor) -> Tensor:
-    """h_t = a_t h_{t-1} + x_t along dimension 1 of a, x (B T D N) from h (B D N): all h_t, in the memory of x; a is
-    overwritten. Where there is little to do in a step, equal pieces of the sequence are walked side by side from zero,
-    and what each should have begun with is added afterwards, decayed."""
-    b, t, dim, n = a.shape
-    pieces = lanes(t, b * dim * n)
-    a, x = a.view(b, pieces, -1, dim, n), x.view(b, pieces, -1, dim, n)
-    if pieces == 1:
-        x[:, 0, 0].addcmul_(a[:, 0, 0], h)
-    for j in range(1, x.shape[2]):
-        x[:, :, j].addcmul_(a[:, :, j], x[:, :, j - 1])
-        if pieces > 1:
-            a[:, :, j].mul_(a[:, :, j - 1])  # the decay since the piece began
-    if pieces > 1:
-        before = [h]
-        for i in range(pieces - 1):
-            before.append(torch.addcmul(x[:, i, -1], a[:, i, -1], before[-1]))
-        x.addcmul_(a, torch.stack(before, 1)[:, :, None])
-    return x.view(b, t, dim, n)
-
-
-def lanes(length: int, width: int) -> int:
-    """Into how many equal pieces a segment is cut: the fewer steps the better where a step is `width` numbers short."""
-    wanted = min(16, max(1, WIDE // max(1, width)))
-    return max(p for p in range(1, wanted + 1) if length % p == 0)
-
-
-def expanded(A: Tensor, d: Tensor, du: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """The decays exp(d A) and inputs (d u) B of every state, each (B T D N)."""
-    return (d[..., None] * A).exp_(), outer(du, B)
-
-
-def over_states(h: Tensor, C: Tensor) -> Tensor:
-    """sum_n h C: h (B T D N), C (B T G N) -> (B T D)."""
-    b, t, g, n = C.shape
-    return (h.view(b, t, g, -1, n) @ C[..., None]).view(b, t, -1)
-
-
-def over_channels(x: Tensor, h: Tensor, groups: int) -> Tensor:
-    """sum over a group's channels of x h: x (B T D), h (B T D N) -> (B T G N)."""
-    b, t, _, n = h.shape
-    return (x.view(b, t, groups, 1, -1) @ h.view(b, t, groups, -1, n))[:, :, :, 0]
-
-
-class _Chunked(torch.autograd.Function):
-    """With g_t = C_t dy_t + a_{t+1} g_{t+1}: dC_t = sum dy_t h_t, dB_t = sum g_t d_t u_t, d(d_t u_t) = g_t . B_t, and
-    of the exponent e_t = d_t A: de_t = g_t a_t h_{t-1}."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, d: Tensor, A: Tensor, B: Tensor, C: Tensor,
-                h: Tensor | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-        ctx.given = h is not None
-        (b, length, dim), n = u.shape, A.shape[1]
-        h = u.new_zeros(b, dim, n) if h is None else h
-        kept, ys = [h], []
-        for i, j in segments(b, length, dim * n):
-            part = slice(i, j)
-            states = recurrence(*expanded(A, d[:, part], d[:, part] * u[:, part], B[:, part]), h)
-            ys.append(over_states(states, C[:, part]))
-            h = states[:, -1].clone()
-            kept.append(h)
-        ctx.save_for_backward(u, d, A, B, C, *kept[:-1])
-        return torch.cat(ys, 1), h
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
-        u, d, A, B, C, *kept = ctx.saved_tensors
-        (b, length, dim), n, groups = u.shape, A.shape[1], B.shape[2]
-        carry = dlast
-        grads: list[tuple[Tensor, ...]] = []
-        dA = torch.zeros_like(A)
-        for (i, j), before in reversed(list(zip(segments(b, length, dim * n), kept, strict=True))):
-            part = slice(i, j)
-            dt, ut, Bt, Ct, dyt = (t[:, part] for t in (d, u, B, C, dy))
-            du = dt * ut
-            a, x = expanded(A, dt, du, Bt)
-            states = recurrence(a.clone(), x, before)
-            g = outer(dyt, Ct)
-            g[:, -1] += carry
-            g = recurrence(shifted(a), g.flip(1), torch.zeros_like(carry)).flip(1)
-            dC, dB = over_channels(dyt, states, groups), over_channels(du, g, groups)
-            through = over_states(g, Bt)
-            a.mul_(g)  # now the gradient of the state before, then of the exponent
-            carry = a[:, 0].clone()
-            a[:, 1:].mul_(states[:, :-1])
-            a[:, 0].mul_(before)
-            dA += torch.einsum("btdn,btd->dn", a, dt)
-            dd = torch.einsum("btdn,dn->btd", a, A)
-            grads.append((through * dt, dd + through * ut, dB, dC))
-        du_all, dd_all, dB_all, dC_all = (torch.cat(parts[::-1], 1) for parts in zip(*grads, strict=True))
-        return du_all, dd_all, dA, dB_all, dC_all, carry if ctx.given else None
-
-
-def outer(x: Tensor, B: Tensor) -> Tensor:
-    """x (B T D), B (B T G N) -> (B T D N)."""
-    b, t, g, n = B.shape
-    return (x.view(b, t, g, -1, 1) * B[:, :, :, None]).view(b, t, -1, n)
-
-
-def shifted(a: Tensor) -> Tensor:
-    """The decays that a walk from the last token to the first meets: none before the last, then a_T, a_{T-1} .. a_2."""
-    return torch.cat([torch.zeros_like(a[:, :1]), a[:, 1:].flip(1)], 1)

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 
+import pytest
 import torch
 from torch import Tensor, nn
 from vision_tiny import tiny
@@ -16,7 +17,7 @@ from patchloom.train.compat import KINDS, network
 from patchloom.train.interpreters import PolicyGradient
 from patchloom.train.sparsify import Sparsify
 from patchloom.vision.model import Classifier
-from patchloom.vision.plugins import Plugin
+from patchloom.vision.plugins import Plugin, SeamError, attach, hosts_of
 from patchloom.vision.plugins.clustering import Clustering
 from patchloom.vision.plugins.dynamic_vit import DynamicViT
 from patchloom.vision.plugins.evit import Evit
@@ -30,6 +31,7 @@ from patchloom.vision.plugins.window_merge import WindowMerge
 from patchloom.vision.plugins.words import strip
 from patchloom.vision.plugins.zero_tprune import ZeroTPrune
 from patchloom.vision.pyramid import Pyramid
+from patchloom.vision.zoo import create_model
 
 
 def total(out: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -107,3 +109,24 @@ def pyramid(kind: str) -> Pyramid:
 
 def image(size: tuple[int, int] = (64, 64), batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def refused(name: str, plugin: Plugin, words: str) -> None:
+    """The plugin refuses the published variant with these words, and leaves it as it was."""
+    with torch.device("meta"):
+        model = create_model(name)
+    with pytest.raises(SeamError, match=words):
+        attach(model, plugin)
+    assert all(getattr(h.block, seam) is None for h in hosts_of(model) for seam in h.block.seams)
+
+
+def every_parameter_learns(model: nn.Module, x: Tensor) -> None:
+    """Two training steps give each parameter a gradient."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = by_energy(model, x)
+        optimizer.step()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+    assert torch.isfinite(loss)

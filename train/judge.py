@@ -109,6 +109,8 @@ def load(
     from . import checkpoint
 
     target = choose_device(device)
+    if tokens is not None:
+        check_tokens(tokens)
     if random_weights:
         if "=" in spec or checkpoint.find(spec) is not None:
             raise ValueError(f"--random-weights with {spec}: it has weights of its own; leave the option out")
@@ -124,6 +126,14 @@ def load(
         model.set_input_size(size)
         preprocessing = {**preprocessing, "input_size": (preprocessing["input_size"][0], *size)}
     return Judge(spec, model.to(target), classes, preprocessing, target)
+
+
+def check_tokens(tokens: str) -> None:
+    """Raises for words that name no plugin: before weights are fetched for it."""
+    from ..vision.plugins.words import NONE, from_words
+
+    if tokens != NONE:
+        from_words(tokens)
 
 
 def set_tokens(model: "nn.Module", tokens: str, spec: str, random_weights: bool = False) -> None:

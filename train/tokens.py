@@ -64,12 +64,16 @@ def target(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from ..data.folders import existing
     from .measure import Case
-    from .tradeoff import measure
+    from .tradeoff import check_method, measure
     from .tradeoff_curve import picture
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    for name in args.method or ():  # what is wrong is said before weights are fetched
+        check_method(name)
+    existing(args.data)
     judge = load(args.model, random_weights=args.random_weights, size=args.size, device=args.device)
     pictures, note = gather(judge, Path(args.data), args)
     size = tuple(judge.preprocessing["input_size"][1:])

@@ -148,10 +148,14 @@ def settings(
     return found, left_out
 
 
-def variants(name: str, model: nn.Module, shape: Shape, n: int) -> list[Plugin]:
-    """n settings of a method; where the model has it attached, that plugin in n strengths, or as it is."""
+def check_method(name: str) -> None:
     if name not in PLUGINS:
         raise ValueError(f"--method {name} is not known; {near(name, list(PLUGINS))}")
+
+
+def variants(name: str, model: nn.Module, shape: Shape, n: int) -> list[Plugin]:
+    """n settings of a method; where the model has it attached, that plugin in n strengths, or as it is."""
+    check_method(name)
     own = next((p for p in plugins_of(model) if in_words(p).partition(":")[0] == name), None)
     if name not in LADDERS:
         if own is None:

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mixers.convolution import convolve
-from .tokens import Tokens, rows
+from .tokens import Tokens, flat, rows
 
 
 def among_zeros(x: Tensor, at: Tensor, count: int) -> Tensor:
     """x (B K C) at the places `at` (B K) of `count`, zeros elsewhere: (B count C)."""
     b, k, c = x.shape
-    flat = at + count * torch.arange(b, device=at.device)[:, None]
-    return x.new_zeros(b * count, c).index_copy_(0, flat.flatten(), x.reshape(b * k, c)).view(b, count, c)
+    return x.new_zeros(b * count, c).index_copy_(0, flat(at, count), x.reshape(b * k, c)).view(b, count, c)
 
 
 class Walk(NamedTuple):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from .norm import Norm
 from .position import Position
 from .spec import Spec
 from .tokens import Tokens
+
+P = TypeVar("P", bound="Positioned")
 
 
 class Convolution(nn.Module):
@@ -157,22 +160,29 @@ class Down(Spec):
         raise AssertionError(f"{type(self).__name__} does not say what it builds")
 
 
-def special_of(position: Position | None) -> tuple[int, ...]:
-    return () if position is None else position.places
+class Positioned(Stem):
+    """A stem with a `position`, which says what special tokens there are, or with none."""
 
+    position: Position | None
 
-def places_in(position: Position | None, length: int) -> tuple[int, ...]:
-    """The special tokens of a position embedding in a sequence of `length`, its special tokens among them."""
-    if position is None:
-        return ()
-    if position.where != "middle":
-        return tuple(p % length for p in position.places)
-    first = (length - position.special) // 2
-    return tuple(range(first, first + position.special))
+    @property
+    def special(self) -> tuple[int, ...]:
+        return () if self.position is None else self.position.places
+
+    def places(self, length: int) -> tuple[int, ...]:
+        if self.position is None or self.position.where != "middle":
+            return super().places(length)
+        first = (length - self.position.special) // 2
+        return tuple(range(first, first + self.position.special))
+
+    def sized(self: P, grid: tuple[int, int]) -> P:
+        if self.position is None:
+            return self
+        return replace(self, position=replace(self.position, grid=grid))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
-class Patchify(Stem):
+class Patchify(Positioned):
     """patch x patch patches by one convolution, with a norm behind it (or none), special tokens and positions.
     `pad`: an image that does not divide is padded with zeros at right and bottom; else its remainder is left out."""
 
@@ -185,16 +195,6 @@ class Patchify(Stem):
     def stride(self) -> int:
         return self.patch
 
-    @property
-    def special(self) -> tuple[int, ...]:
-        return special_of(self.position)
-
-    def places(self, length: int) -> tuple[int, ...]:
-        return places_in(self.position, length)
-
-    def sized(self, grid: tuple[int, int]) -> "Patchify":
-        return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
-
     def build(self, channels: int, dim: int) -> nn.Module:
         conv = nn.Conv2d(channels, dim, self.patch, self.patch)
         norm = None if self.norm is None else self.norm.build(dim)
@@ -203,7 +203,7 @@ class Patchify(Stem):
 
 
 @dataclass(frozen=True)
-class ConvStem(Stem):
+class ConvStem(Positioned):
     """One strided convolution with overlap: kernel x kernel by `stride`, padded by `padding`, then a norm or none."""
 
     kernel: int = 7
@@ -212,16 +212,6 @@ class ConvStem(Stem):
     norm: Norm | None = None
     position: Position | None = None
 
-    @property
-    def special(self) -> tuple[int, ...]:
-        return special_of(self.position)
-
-    def places(self, length: int) -> tuple[int, ...]:
-        return places_in(self.position, length)
-
-    def sized(self, grid: tuple[int, int]) -> "ConvStem":
-        return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
-
     def build(self, channels: int, dim: int) -> nn.Module:
         conv = nn.Conv2d(channels, dim, self.kernel, self.stride, self.padding)
         position = None if self.position is None else self.position.build(dim)
@@ -229,7 +219,7 @@ class ConvStem(Stem):
 
 
 @dataclass(frozen=True)
-class ConvTokenizer(Stem):
+class ConvTokenizer(Positioned):
     """CCT's tokenizer: `layers` times kernel x kernel convolution, ReLU and pooling."""
 
     position: Position
@@ -239,9 +229,6 @@ class ConvTokenizer(Stem):
     @property
     def stride(self) -> int:
         return int((2 * max(1, self.kernel // 2 - 1)) ** self.layers)
-
-    def sized(self, grid: tuple[int, int]) -> "ConvTokenizer":
-        return replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         return ConvTokens(channels, dim, self.kernel, self.layers, self.position.build(dim))

@@ -101,8 +101,20 @@ def rows(x: Tensor, at: Tensor) -> Tensor:
     """(B N C), (B K) -> (B K C): each image's rows at its positions. One index for the whole batch: `gather`, which
     takes one for every channel, is up to seven times as slow on a CPU."""
     b, n, c = x.shape
-    first = torch.arange(b, device=x.device)[:, None] * n
-    return x.reshape(b * n, c).index_select(0, (at + first).flatten()).view(b, -1, c)
+    return x.reshape(b * n, c).index_select(0, flat(at, n)).view(b, -1, c)
+
+
+def flat(at: Tensor, n: int) -> Tensor:
+    """Positions (B K) among n tokens of an image -> (B*K) among those of all images."""
+    return (at + n * torch.arange(at.shape[0], device=at.device)[:, None]).flatten()
+
+
+def summed(x: Tensor, kept: Tensor, gone: Tensor, into: Tensor) -> Tensor:
+    """(B K C): the tokens `kept` (B K) of x (B N C), each with those of `gone` (B r) added that go into it; `into`
+    (B r) counts among the kept."""
+    b, k = kept.shape
+    total = rows(x, kept).flatten(0, 1).index_add(0, flat(into, k), rows(x, gone).flatten(0, 1))
+    return total.view(b, k, -1)
 
 
 def of_windows(t: Tokens, spread: Tensor, window: int) -> Tensor:

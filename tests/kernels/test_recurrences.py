@@ -339,8 +339,9 @@ def test_a_kernel_that_computes_something_else_is_not_trusted(monkeypatch):
         s6.trusted.cache_clear()
 
 
-@pytest.mark.skipif(not s6.trusted(), reason="no C compiler here")
+@pytest.mark.skipif(compiler() is None, reason="no C compiler here")
 def test_the_compiled_softplus_is_softplus():
+    assert s6.trusted()
     x = torch.cat(
         [torch.randn(3001) * 10, torch.tensor([0.0, -0.0, 20.0, -87.0, -104.0, 3e38, -3e38])]
     ).requires_grad_()

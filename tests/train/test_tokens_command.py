@@ -235,6 +235,22 @@ def test_wrong_lines(
     assert words in said(capsys, *line, status=status)
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (["tokens", "--target", "0.6x", "--data", "PHOTOS", "--method", "tomee"], "did you mean tome?"),
+        (["tokens", "--target", "0.6x", "--data", "PHOTOS/nowhere"], "no file or folder"),
+        (["eval", "imagenet", "--data", "PHOTOS", "--tokens", "tomee:r=8"], "did you mean tome?"),
+    ],
+)
+def test_what_is_wrong_is_said_before_weights_are_fetched(
+    line: list[str], words: str, photos: Path, capsys: Capture
+) -> None:
+    command, *rest = [word.replace("PHOTOS", str(photos)) for word in line]
+    at = 1 if command == "eval" else 0
+    assert words in said(capsys, command, *rest[:at], "deit_tiny_patch16_224", *rest[at:], status=1)
+
+
 def test_models_without_seams_are_refused(photos: Path, capsys: Capture) -> None:
     line = ["tokens", "timm:test_vit", "--random-weights", "--target", "0.6x", "--data", photos]
     assert "TimmClassifier has no blocks with seams" in said(capsys, *line, status=1)
@@ -246,7 +262,7 @@ def test_models_without_seams_are_refused(photos: Path, capsys: Capture) -> None
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that has DynamicViT's predictors."""
-    return saved(vit(tokens=DynamicViT(keep=0.8, blocks=(2, 6))), tmp_path_factory.mktemp("trained"))
+    return saved(vit(tokens=DynamicViT(keep=0.8, at=(2, 6))), tmp_path_factory.mktemp("trained"))
 
 
 def test_a_checkpoint_with_predictors_is_tried_in_several_strengths(
@@ -254,19 +270,19 @@ def test_a_checkpoint_with_predictors_is_tried_in_several_strengths(
 ) -> None:
     line = ["tokens", trained, "--method", "dynamicvit", "--target", "0.99x", "--data", photos, "--points", "2"]
     result = json.loads(said(capsys, *line, "--json"))
-    assert [p["tokens"] for p in result["points"]] == [f"dynamicvit:keep={k},blocks=2+6" for k in (0.95, 0.5)]
+    assert [p["tokens"] for p in result["points"]] == [f"dynamicvit:keep={k},at=2+6" for k in (0.95, 0.5)]
     assert result["plain"]["left"] == 17
     assert [p["left"] for p in result["points"]] == [15, 5]
 
 
 def test_another_strength_keeps_the_predictors(trained: Path) -> None:
     model, _, _ = checkpoint.load_model(str(trained))
-    other = twin(model, "dynamicvit:keep=0.5,blocks=2+6")
+    other = twin(model, "dynamicvit:keep=0.5,at=2+6")
     for (name, a), (other_name, b) in zip(model.state_dict().items(), other.state_dict().items(), strict=True):
         assert name == other_name
         assert torch.equal(a, b)
     with pytest.raises(ValueError, match=r"the model holds no parameters for .*blocks\.3"):
-        twin(model, "dynamicvit:keep=0.5,blocks=3")
+        twin(model, "dynamicvit:keep=0.5,at=3")
 
 
 def test_what_a_ladder_lacks_is_tried_as_it_is() -> None:

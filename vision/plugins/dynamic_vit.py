@@ -27,6 +27,7 @@ from ..network import Rules
 from ..residual import Add, AddScaled
 from ..tokens import Tokens, patch_positions, rows, select
 from . import Host, Placed, note, reducible
+from .pruning import check_at
 
 STAGE = 2  # of a hierarchical backbone
 
@@ -36,21 +37,20 @@ class DynamicViT:
     """Keeps, of the patches that there were, keep, keep² and keep³ in a plain backbone, keep, keep - 0.2 and keep - 0.4
     in the third stage of a hierarchical one, or the shares of a tuple; 1 keeps all.
 
-    `blocks`: before which blocks of the stage, from 0. None: at a quarter, half and three quarters of a plain backbone
+    `at`: before which blocks of the stage, from 0. None: at a quarter, half and three quarters of a plain backbone
     (3, 6, 9 of 12), at 1, 2, 3 times depth // 9 (at least 1) of a third stage.
     """
 
     keep: float | tuple[float, ...] = 0.7
-    blocks: tuple[int, ...] | None = None
+    at: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        shares, blocks = self.keep if isinstance(self.keep, tuple) else (self.keep,), self.blocks
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,)
         if not shares or any(not 0 < k <= 1 for k in shares) or list(shares) != sorted(shares, reverse=True):
             raise ValueError(f"keep={self.keep!r}: a share above 0 and up to 1, or a tuple of such that do not rise")
-        if blocks is not None and (not blocks or list(blocks) != sorted(set(blocks)) or blocks[0] < 0):
-            raise ValueError(f"blocks={blocks!r}: one or more different numbers of blocks, 0 or more, in order")
-        if blocks is not None and isinstance(self.keep, tuple) and len(blocks) != len(shares):
-            raise ValueError(f"keep={self.keep!r} and blocks={blocks!r}: as many shares as blocks, or a single one")
+        check_at(self.at)
+        if self.at is not None and isinstance(self.keep, tuple) and len(self.at) != len(shares):
+            raise ValueError(f"keep={self.keep!r} and at={self.at!r}: as many shares as blocks, or a single one")
 
     def place(self, hosts: Sequence[Host]) -> list[Placed]:
         chosen = self.chosen(hosts)
@@ -67,12 +67,12 @@ class DynamicViT:
         found, plain = stage(hosts), hosts[-1].stage == 0
         depth = len(found)
         step = max(1, depth // 4 if plain else depth // 9)
-        blocks = self.blocks or tuple(b for b in (step, 2 * step, 3 * step) if b < depth)
-        if not blocks:
+        at = self.at or tuple(b for b in (step, 2 * step, 3 * step) if b < depth)
+        if not at:
             raise found[0].refuse("is alone in its stage, and patches are chosen from the second block on")
-        if blocks[-1] >= depth:
-            raise ValueError(f"blocks={self.blocks!r}: the stage from {found[0].name} on has {depth} blocks, from 0")
-        return [(found[b], share) for b, share in zip(blocks, self.shares(len(blocks), plain), strict=True)]
+        if at[-1] >= depth:
+            raise ValueError(f"at={self.at!r}: the stage from {found[0].name} on has {depth} blocks, from 0")
+        return [(found[b], share) for b, share in zip(at, self.shares(len(at), plain), strict=True)]
 
     def shares(self, count: int, plain: bool) -> tuple[float, ...]:
         if isinstance(self.keep, tuple):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..tokens import Probe, Tokens, moved, select
+from ..tokens import Probe, Tokens, moved, rows, select
 from . import Host, Placed, note, reducible
 from .pruning import blocks_at, check_at, check_behind, check_keep, staying
 
@@ -84,7 +84,7 @@ def fused(t: Tokens, kept: Tensor, special: tuple[int, ...], weight: Tensor) -> 
 
     def with_sum(y: Tensor, w: Tensor) -> Tensor:  # B N C -> B K+1 C
         rest = w.scatter(1, kept, 0)[:, None] @ y
-        return torch.cat([y.gather(1, kept[..., None].expand(-1, -1, y.shape[-1])), rest], 1)
+        return torch.cat([rows(y, kept), rest], 1)
 
     size = None if t.size is None else with_sum(t.size, torch.ones_like(t.size[..., 0]))
     return moved(t, to, with_sum(t.x, weight.to(t.x.dtype)), special, size)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from ..tokens import Probe, Tokens, moved
+from ..tokens import Probe, Tokens, moved, summed
 from . import Host, Placed, reducible
 
 
@@ -114,14 +114,9 @@ def match(keys: Tensor, r: int, special: tuple[int, ...]) -> tuple[Tensor, Tenso
 def merge(t: Tokens, kept: Tensor, gone: Tensor, into: Tensor) -> Tokens:
     """`t` with the tokens `gone` summed, by size, into those at the new positions `into`."""
 
-    def fold(y: Tensor) -> Tensor:  # B N C -> B N-r C
-        wide = (-1, -1, y.shape[-1])
-        rest, moved = (y.gather(1, i[..., None].expand(wide)) for i in (kept, gone))
-        return rest.scatter_add(1, into[..., None].expand(wide), moved)
-
     (b, n), k = t.x.shape[:2], len(t.special)
     size = torch.ones_like(t.x[..., :1]) if t.size is None else t.size
-    total = fold(size)
+    total = summed(size, kept, gone, into)
     to = kept.new_zeros(b, n).scatter(1, kept, torch.arange(kept.shape[1], device=kept.device).expand(b, -1))
     to = to.scatter(1, gone, into)  # each present token's new position
-    return moved(t, to, fold(t.x * size) / total, tuple(range(k)), total)
+    return moved(t, to, summed(t.x * size, kept, gone, into) / total, tuple(range(k)), total)

@@ -5,11 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..tokens import Tokens, patch_positions, select
 from . import Host, reducible
-from .scan_pruning import scanning
 
 
 def check_keep(keep: float) -> None:
@@ -53,6 +52,21 @@ def check_gaps(hosts: Sequence[Host]) -> None:
 def scans(host: Host) -> bool:
     """Whether its mixer takes account of `Tokens.place`."""
     return "scan" in host.mixer.offers
+
+
+def scanning(host: Host, shown: Sequence[str] = ("scan",)) -> Host:
+    """The host, if its mixer scans, shows what is wanted, and nothing in the block needs a full grid; else raises
+    SeamError. Mixers that show a `scan` take account of `Tokens.place`."""
+    offers = host.mixer.offers
+    if "scan" not in offers:
+        raise host.refuse("has no selective scan, whose tokens this plugin prunes")
+    if missing := [n for n in shown if n not in offers]:
+        raise host.refuse(f"shows no {' and no '.join(missing)}, by which the release scores; score=clip will do")
+    ffn, last = getattr(host.block, "ffn", None), getattr(host.block, "last", None)
+    needy = ffn if getattr(ffn, "needs_grid", False) else None if isinstance(last, nn.Identity) else last
+    if needy is not None:
+        raise host.refuse("needs a full grid, so its tokens cannot become fewer", needy)
+    return host
 
 
 def staying(keep: float, n: int) -> int:

@@ -24,8 +24,9 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-from ..tokens import Probe, Tokens, select, unmerge
+from ..tokens import Probe, Tokens, unmerge
 from . import Host, Placed, note
+from .pruning import behind, leave, scanning
 
 NEEDS = {"clip": ("scan",), "release": ("scan", "back", "gate")}  # score -> what the mixer must show
 WIDE = 256  # channels from which on a model is cut at three places, as Vim-S is, and not at two, as Vim-T is
@@ -58,20 +59,13 @@ class ScanPruning:
 
     def place(self, hosts: Sequence[Host]) -> list[Placed]:
         cuts = self.cuts(hosts)
-        layers = []
-        for stage in dict.fromkeys(h.stage for h, _ in cuts):
-            own = [(h, k) for h, k in cuts if h.stage == stage]
-            rest = [h for h in hosts if h.stage == stage and h.index >= own[0][0].index]
-            for host in rest:
-                scanning(host)
-            cut = [Placed(scanning(h, NEEDS[self.score]), "after_mixer", self.layer(k)) for h, k in own if k < 1]
-            layers += cut
-            if cut and stage != hosts[-1].stage:
-                layers.append(Placed(rest[-1], "after_block", Restore()))
-        return layers
-
-    def layer(self, keep: float) -> nn.Module:
-        return PruneByScan(keep, self.align, self.score)
+        for host in behind(hosts, [h for h, _ in cuts]):
+            scanning(host)
+        return [
+            Placed(scanning(h, NEEDS[self.score]), "after_mixer", PruneByScan(k, self.align, self.score))
+            for h, k in cuts
+            if k < 1
+        ]
 
     def cuts(self, hosts: Sequence[Host]) -> list[tuple[Host, float]]:
         """The blocks behind which patches are dropped, and the share that each keeps."""
@@ -91,52 +85,27 @@ def usual(hosts: Sequence[Host]) -> tuple[int, ...]:
     return tuple(first.place + n for n in sorted({max(1, first.depth * p // 24) for p in parts}))
 
 
-def scanning(host: Host, shown: Sequence[str] = ("scan",)) -> Host:
-    """The host, if its mixer scans, shows what is wanted, and nothing in the block needs a full grid; else raises
-    SeamError. Mixers that show a `scan` take account of `Tokens.place`."""
-    offers = host.mixer.offers
-    if "scan" not in offers:
-        raise host.refuse("has no selective scan, whose tokens this plugin prunes")
-    if missing := [n for n in shown if n not in offers]:
-        raise host.refuse(f"shows no {' and no '.join(missing)}, by which the release scores; score=clip will do")
-    ffn, last = getattr(host.block, "ffn", None), getattr(host.block, "last", None)
-    needy = ffn if getattr(ffn, "needs_grid", False) else None if isinstance(last, nn.Identity) else last
-    if needy is not None:
-        raise host.refuse("needs a full grid, so its tokens cannot become fewer", needy)
-    return host
-
-
 class PruneByScan(nn.Module):
-    """(Tokens, probe with scan (B N E)) -> the Tokens that are kept, in their order, special ones where they stood in
-    proportion (in the middle: exactly there)."""
+    """(Tokens, probe with scan (B N E)) -> the Tokens that are kept, in their order, and the special ones before them,
+    in their exact middle or behind them, as they were."""
 
     def __init__(self, keep: float, align: bool, score: str):
         super().__init__()
         self.keep, self.align, self.score = keep, align, score
 
     def forward(self, t: Tokens, probe: Probe) -> Tokens:
-        (b, n), s = t.x.shape[:2], len(t.special)
+        n, s = t.x.shape[1], len(t.special)
         k = left(n - s, self.keep, bool(s))
         if k == n - s:
             return t
         score = released(probe) if self.score == "release" else clipped(probe)
         note("scores", score)
-        first = (2 * k * t.special[0] + n - s) // (2 * (n - s)) if s else 0
-        place = t.place
-        if self.align and place is None:
-            place = torch.arange(n, device=score.device).expand(b, -1)
-        t = replace(t, place=place, lost=unmerge(t))
-        return select(t, best(score, k, t.special, first), tuple(range(first, first + s)))
+        of_patches = replace(t, x=score[..., None]).patches()[..., 0]
+        kept = of_patches.topk(k, 1, sorted=False).indices.sort(1).values
+        return leave(replace(t, lost=unmerge(t)), kept, self.align)
 
     def extra_repr(self) -> str:
         return f"keep={self.keep}, align={self.align}, score={self.score}"
-
-
-class Restore(nn.Module):
-    """All patches are there again."""
-
-    def forward(self, t: Tokens) -> Tokens:
-        return t.restored()
 
 
 def left(patches: int, keep: float, even: bool) -> int:
@@ -154,10 +123,3 @@ def released(probe: Probe) -> Tensor:
     """B N"""
     back, gate = probe["back"].detach(), probe["gate"].detach()
     return (back * nn.functional.silu(gate)).sum(-1, dtype=torch.float32).flip(1)
-
-
-def best(score: Tensor, k: int, special: tuple[int, ...], first: int) -> Tensor:
-    """The k highest of score (B N) by position, and the special tokens behind `first` of them: (B k+s)."""
-    fixed = torch.tensor(special, dtype=torch.long, device=score.device)
-    kept = score.index_fill(1, fixed, -torch.inf).topk(k, 1, sorted=False).indices.sort(1).values
-    return torch.cat([kept[:, :first], fixed.expand(len(kept), -1), kept[:, first:]], 1)

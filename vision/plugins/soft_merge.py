@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..layers import Linear
-from ..tokens import Tokens, patch_positions
+from ..tokens import Tokens, patch_positions, rows
 from . import Host, Placed
 from .pruning import beside, blocks_at, check_behind, lead
 
@@ -83,6 +83,5 @@ def composed(t: Tokens, back: Tensor) -> Tensor:
     if t.spread is not None:
         return t.spread[:, :, at].to(back.dtype) @ back
     assert t.source is not None
-    rows = back.new_zeros(len(back), t.x.shape[1], back.shape[2]).index_copy(1, at, back)
-    source = t.source[..., None]
-    return rows.gather(1, source.clamp(min=0).expand(-1, -1, back.shape[2])).where(source >= 0, 0)
+    every = back.new_zeros(len(back), t.x.shape[1], back.shape[2]).index_copy(1, at, back)
+    return rows(every, t.source.clamp(min=0)).where(t.source[..., None] >= 0, 0)

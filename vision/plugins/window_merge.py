@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..tokens import Tokens, patch_positions
+from ..tokens import Tokens, patch_positions, rows, summed
 from . import Host, Placed, note
 
 
@@ -108,23 +108,9 @@ class WindowMergeLayer(nn.Module):
         return f"share={self.share:g}, side={self.side}"
 
 
-def flat(index: Tensor, n: int) -> Tensor:
-    """Positions (B K) among n tokens of an image -> (B*K) among those of all images."""
-    return (index + n * torch.arange(len(index), device=index.device)[:, None]).flatten()
-
-
-def rows(x: Tensor, index: Tensor) -> Tensor:
-    """(B N C), (B K) -> (B K C): whole rows, which is many times faster on a CPU than `gather`."""
-    found = x.flatten(0, 1).index_select(0, flat(index, x.shape[1]))
-    return found.unflatten(0, index.shape)  # type: ignore[no-untyped-call, no-any-return]
-
-
 def mean(x: Tensor, kept: Tensor, gone: Tensor, into: Tensor) -> Tensor:
     """(B K C): the tokens `kept` (B K) of x (B N C), each the mean with those of `gone` (B r) that go into it (B r)."""
-    at = flat(into, kept.shape[1])
-    total = rows(x, kept).flatten(0, 1).index_add(0, at, rows(x, gone).flatten(0, 1))
-    size = x.new_ones(kept.numel()).index_add(0, at, x.new_ones(()).expand(gone.numel()))
-    return (total / size[:, None]).unflatten(0, kept.shape)  # type: ignore[no-untyped-call, no-any-return]
+    return summed(x, kept, gone, into) / summed(torch.ones_like(x[..., :1]), kept, gone, into)
 
 
 @lru_cache(maxsize=64)  # numpy arrays, which carry no inference mode, device or tracer from one call to the next

@@ -65,7 +65,7 @@ def retoken(model: nn.Module, tokens: Any) -> list[str]:
     attach(model, chosen)
     new = own_state(model)
     kept = {name: old[name] for name in new if name in old and old[name].shape == new[name].shape}
-    model.load_state_dict(kept, strict=False)
+    model.load_state_dict({**model.state_dict(), **kept})
     return [name for name in new if name not in kept]
 
 

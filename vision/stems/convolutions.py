@@ -1,6 +1,6 @@
 """Stems of several convolutions, each with a norm and an activation behind it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -10,7 +10,7 @@ from ..conv import ConvNorm
 from ..layers import ACTIVATIONS
 from ..norm import Norm
 from ..position import Position
-from ..stem import Convolution, Stem, places_in, special_of
+from ..stem import Convolution, Positioned
 from ..tokens import Tokens
 
 
@@ -47,21 +47,11 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class ConvLayers(Stem):
+class ConvLayers(Positioned):
     """A stem of `layers`, with special tokens and positions or none."""
 
     layers: tuple[Layer, ...]
     position: Position | None = None
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return special_of(self.position)
-
-    def places(self, length: int) -> tuple[int, ...]:
-        return places_in(self.position, length)
-
-    def sized(self, grid: tuple[int, int]) -> "ConvLayers":
-        return self if self.position is None else replace(self, position=replace(self.position, grid=grid))
 
     @property
     def stride(self) -> int:

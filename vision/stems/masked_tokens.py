@@ -9,7 +9,7 @@ from ...kernels.masked import attend_masked
 from ..layers import Linear, Mlp
 from ..mixers.gaussian_mask import Mask
 from ..position import Position
-from ..stem import Stem
+from ..stem import Positioned
 from ..tokens import Tokens
 from .t2t import soft_split
 
@@ -65,7 +65,7 @@ class MaskedTokens(nn.Module):
 
 
 @dataclass(frozen=True)
-class MaskedTokensToToken(Stem):
+class MaskedTokensToToken(Positioned):
     """Splits with `layers` attention layers of `width` channels between them; `mask` is for the tokens that come out,
     and each layer takes it for its own, finer grid."""
 
@@ -77,10 +77,6 @@ class MaskedTokensToToken(Stem):
     @property
     def stride(self) -> int:
         return int(2 ** (self.layers + 1))
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return self.position.places
 
     def sized(self, grid: tuple[int, int]) -> "MaskedTokensToToken":
         mask = None if self.mask is None else self.mask.sized(grid)

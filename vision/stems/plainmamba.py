@@ -1,6 +1,6 @@
 """PlainMamba's stem (https://arxiv.org/abs/2403.17695)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from ...kernels.sizes import always, missing
 from ..conv import ConvNorm
 from ..mixers.convolution import convolve
 from ..position import Position
-from ..stem import Stem, places_in, special_of
+from ..stem import Positioned
 from ..tokens import Tokens
 
 
@@ -33,7 +33,7 @@ class PlainStem(nn.Module):
 
 
 @dataclass(frozen=True)
-class Plain(Stem):
+class Plain(Positioned):
     """A stride of 16, with `count` convolutions between the first and the patches."""
 
     position: Position
@@ -42,16 +42,6 @@ class Plain(Stem):
     @property
     def stride(self) -> int:
         return 16
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return special_of(self.position)
-
-    def places(self, length: int) -> tuple[int, ...]:
-        return places_in(self.position, length)
-
-    def sized(self, grid: tuple[int, int]) -> "Plain":
-        return replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         return PlainStem(channels, dim, self.count, self.position.build(dim))

@@ -1,6 +1,6 @@
 """SReT's stem, https://arxiv.org/abs/2111.05297: 3x3 convolutions by 2, each with batch norm and ReLU."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..conv import ConvNorm
 from ..position import Position
-from ..stem import Stem
+from ..stem import Positioned
 from ..tokens import Tokens
 
 
@@ -28,7 +28,7 @@ class HalvingTokens(nn.Module):
 
 
 @dataclass(frozen=True)
-class Halving(Stem):
+class Halving(Positioned):
     """Three 3x3 convolutions by 2 with biases, to dim / 2, dim and dim channels."""
 
     position: Position
@@ -36,13 +36,6 @@ class Halving(Stem):
     @property
     def stride(self) -> int:
         return 8
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return tuple(range(self.position.special))
-
-    def sized(self, grid: tuple[int, int]) -> "Halving":
-        return replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         return HalvingTokens((channels, dim // 2, dim, dim), self.position.build(dim))

@@ -1,7 +1,7 @@
 """Tokens to tokens (T2T-ViT, https://arxiv.org/abs/2101.11986): three overlapping splits of the image, with a small
 attention layer behind each of the first two."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from ...kernels.attend import attend
 from ...kernels.linear_attention import exponential_features, linear_attention
 from ..layers import Linear, Mlp
 from ..position import Position
-from ..stem import Stem
+from ..stem import Positioned
 from ..tokens import Tokens
 
 SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel, stride, padding
@@ -100,7 +100,7 @@ class TokensToTokens(nn.Module):
 
 
 @dataclass(frozen=True)
-class TokensToToken(Stem):
+class TokensToToken(Positioned):
     """Tokens 16 pixels apart; `width` channels in the two layers, which attend by random features (`performer`, with
     dropout 0.1) or by a softmax (`transformer`)."""
 
@@ -111,13 +111,6 @@ class TokensToToken(Stem):
     @property
     def stride(self) -> int:
         return 16
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return tuple(range(self.position.special))
-
-    def sized(self, grid: tuple[int, int]) -> "TokensToToken":
-        return replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         if self.layer not in ("performer", "transformer"):

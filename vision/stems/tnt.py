@@ -1,6 +1,6 @@
 """Words and sentences of an image (TNT, https://arxiv.org/abs/2103.00112)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..blocks.words import Sentence
 from ..position import Position
-from ..stem import Stem
+from ..stem import Positioned
 from ..tokens import Tokens
 
 PATCH = 16
@@ -38,7 +38,7 @@ class WordEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
-class WordStem(Stem):
+class WordStem(Positioned):
     """16 x 16 patches of 16 words with `width` channels; a token is made of its words."""
 
     width: int
@@ -47,13 +47,6 @@ class WordStem(Stem):
     @property
     def stride(self) -> int:
         return PATCH
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return tuple(range(self.position.special))
-
-    def sized(self, grid: tuple[int, int]) -> "WordStem":
-        return replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         return WordEmbedding(channels, self.width, dim, self.position.build(dim))

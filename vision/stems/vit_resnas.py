@@ -11,7 +11,7 @@ from ..layers import Linear
 from ..mixers.convolution import convolve
 from ..norm import Norm
 from ..position import Position
-from ..stem import Convolution, Down, Stem
+from ..stem import Convolution, Down, Positioned
 from ..tokens import Tokens
 
 
@@ -65,7 +65,7 @@ class ResidualReduce(nn.Module):
 
 
 @dataclass(frozen=True)
-class ConvPatches(Stem):
+class ConvPatches(Positioned):
     """Patches of 14 pixels behind three 3x3 convolutions of `middle` channels, a residual around the last two."""
 
     position: Position
@@ -74,13 +74,6 @@ class ConvPatches(Stem):
     @property
     def stride(self) -> int:
         return 14
-
-    @property
-    def special(self) -> tuple[int, ...]:
-        return tuple(range(self.position.special))
-
-    def sized(self, grid: tuple[int, int]) -> "ConvPatches":
-        return replace(self, position=replace(self.position, grid=grid))
 
     def build(self, channels: int, dim: int) -> nn.Module:
         return ResidualConvTokens(channels, dim, self.middle, self.position.build(dim))

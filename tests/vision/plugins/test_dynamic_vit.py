@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from golden import golden
+from plugin_parts import every_parameter_learns, refused
 from torch import Tensor, nn
 
 from patchloom.vision.block import PreNorm, Seams
 from patchloom.vision.mixers.attention import Global
 from patchloom.vision.model import Classifier
-from patchloom.vision.plugins import SeamError, attach, attached, noting, plugin, plugins_of
+from patchloom.vision.plugins import attach, attached, noting, plugin, plugins_of
 from patchloom.vision.plugins.dynamic_vit import Decide, DynamicViT, FastPath, Predictor, UnderPolicy
 from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
@@ -50,10 +51,6 @@ def image() -> Tensor:
 
 def hosts(model: nn.Module) -> list[Seams]:
     return [m for m in model.modules() if isinstance(m, Seams)]
-
-
-def energy(out: Tensor | tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([y.square().mean() for y in ([out] if isinstance(out, Tensor) else out)]).sum()
 
 
 # --------------------------------------------------------------------------------------------------------- golden
@@ -179,16 +176,7 @@ def test_two_training_steps_reach_every_parameter(name, image):
     torch.manual_seed(0)
     model = small(name)
     attach(model, DynamicViT())
-    model.train()
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    for _ in range(2):
-        optimizer.zero_grad()
-        loss = energy(model(image))
-        loss.backward()
-        optimizer.step()
-    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert not without
-    assert torch.isfinite(loss)
+    every_parameter_learns(model, image)
 
 
 @pytest.mark.parametrize("size", [(97, 131), (160, 288)])
@@ -291,7 +279,7 @@ def test_places_and_shares_are_those_published():
     assert where("swin_tiny", DynamicViT(0.7)) == ([1, 2, 3], [0.7, 0.5, 0.3])
     assert where("swin_small", DynamicViT(0.7)) == ([2, 4, 6], [0.7, 0.5, 0.3])
     assert where("swin_tiny", DynamicViT((0.5, 0.5), (0, 4))) == ([0, 4], [0.5, 0.5])
-    assert plugin("dynamicvit:keep=0.9+0.7,blocks=2+5") == DynamicViT((0.9, 0.7), (2, 5))
+    assert plugin("dynamicvit:keep=0.9+0.7,at=2+5") == DynamicViT((0.9, 0.7), (2, 5))
     assert plugin("dynamicvit") == DynamicViT()
 
 
@@ -302,9 +290,9 @@ def test_places_and_shares_are_those_published():
         ({"keep": 1.5}, "keep=1.5"),
         ({"keep": (0.5, 0.7)}, "do not rise"),
         ({"keep": ()}, "keep=()"),
-        ({"blocks": (3, 3)}, "different numbers"),
-        ({"blocks": (-1,)}, "0 or more"),
-        ({"keep": (0.5,), "blocks": (1, 2)}, "as many shares as blocks"),
+        ({"at": (3, 3)}, "from 0 and rising"),
+        ({"at": (-1,)}, "from 0 and rising"),
+        ({"keep": (0.5,), "at": (1, 2)}, "as many shares as blocks"),
     ],
 )
 def test_settings_that_cannot_be(settings, words):
@@ -315,8 +303,8 @@ def test_settings_that_cannot_be(settings, words):
 
 def test_settings_that_do_not_fit_the_model():
     model = small("swin_tiny")
-    with pytest.raises(ValueError, match=r"blocks=\(7,\): .* has 4 blocks"):
-        attach(model, DynamicViT(blocks=(7,)))
+    with pytest.raises(ValueError, match=r"at=\(7,\): .* has 4 blocks"):
+        attach(model, DynamicViT(at=(7,)))
     with pytest.raises(ValueError, match=r"keep=0.4: it falls by 0.2 at each of 3 blocks"):
         attach(model, DynamicViT(0.4))
     with pytest.raises(ValueError, match=r"pruned before 3 blocks; give as many shares"):
@@ -334,8 +322,4 @@ def test_settings_that_do_not_fit_the_model():
     ],
 )
 def test_what_it_cannot_work_on_is_refused_by_name(name, words):
-    with torch.device("meta"):
-        model = create_model(name)
-    with pytest.raises(SeamError, match=words):
-        attach(model, DynamicViT())
-    assert all(getattr(h, s) is None for h in hosts(model) for s in h.seams)
+    refused(name, DynamicViT(), words)

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 from golden import golden
+from plugin_parts import refused
 from torch import Tensor, nn
 
-from patchloom.vision.plugins import SeamError, attach, attached, hosts_of, noting, plugin
+from patchloom.vision.plugins import attach, attached, hosts_of, noting, plugin
 from patchloom.vision.plugins.ia_red import IaRed, Interpreter, interpreters_of
 from patchloom.vision.tokens import Tokens
 from patchloom.vision.weights import load_published
@@ -179,10 +180,7 @@ def test_groups_of_any_number():
     ],
 )
 def test_others_are_refused_by_name(name, words):
-    model = create_model(name)
-    with pytest.raises(SeamError, match=words):
-        attach(model, IaRed())
-    assert all(getattr(h.block, s) is None for h in hosts_of(model) for s in h.block.seams)
+    refused(name, IaRed(), words)
 
 
 @pytest.mark.parametrize(

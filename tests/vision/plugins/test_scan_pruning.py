@@ -18,7 +18,7 @@ from patchloom.vision.mixers.window import Window
 from patchloom.vision.model import Classifier
 from patchloom.vision.orders import snakes
 from patchloom.vision.plugins import SeamError, attach, attached, hosts_of, plugin
-from patchloom.vision.plugins.scan_pruning import PruneByScan, Restore, ScanPruning, best, left
+from patchloom.vision.plugins.scan_pruning import PruneByScan, ScanPruning, left
 from patchloom.vision.pyramid import Pyramid
 from patchloom.vision.tokens import Tokens, rows
 from patchloom.vision.zoo import VARIANTS, create_model
@@ -124,7 +124,8 @@ def test_a_pruned_vim_is_the_masked_one():
     before = seen[CUTS[0] - 1].place
     score = rows(layers[1].scan, before).relu().sum(-1).float()
     middle = seen[CUTS[0] - 1].special
-    chosen = before.gather(1, best(score, left(before.shape[1] - 1, 0.6, True), middle, 0))
+    score[:, list(middle)] = torch.inf
+    chosen = before.gather(1, score.topk(left(before.shape[1] - 1, 0.6, True) + 1).indices)
     assert torch.equal(chosen.sort(1).values, seen[CUTS[1] - 1].place.sort(1).values)
     # the class token is the only one out of order, in the middle, and is the one it was
     for t in seen[1:]:
@@ -262,11 +263,16 @@ def test_how_many_stay():
 
 
 def test_the_best_stay_in_order_and_special_tokens_too():
-    score = torch.tensor([[5.0, 1, 9, 0, 2, 7], [0, 8, 1, 6, 3, 2]])
-    assert best(score, 2, (3,), 1).tolist() == [[2, 3, 5], [1, 3, 4]]
-    assert best(score, 2, (0, 1), 0).tolist() == [[0, 1, 2, 5], [0, 1, 3, 4]]
-    assert best(score, 3, (), 0).tolist() == [[0, 2, 5], [1, 3, 4]]
-    assert best(score, 2, (5,), 2).tolist() == [[0, 2, 5], [1, 3, 5]]
+    score = torch.tensor([[5.0, 1, 9, 0, 2, 7, 3], [0, 8, 1, 6, 3, 2, 7]])
+    for special, want in (
+        ((3,), [[2, 3, 5], [1, 3, 6]]), ((0, 1), [[0, 1, 2, 5], [0, 1, 3, 6]]), ((6,), [[2, 5, 6], [1, 3, 6]]),
+        ((), [[0, 2, 5], [1, 3, 6]]),
+    ):  # fmt: skip
+        share = 2 / (7 - len(special)) if special else 3 / 7
+        t = Tokens(torch.arange(7.0).expand(2, -1)[..., None], None, special)
+        got = PruneByScan(share - 1e-6, True, "clip")(t, {"scan": score[..., None]})
+        assert got.x[..., 0].tolist() == got.place.tolist() == want
+        assert [want[0][i] for i in got.special] == list(special)
 
 
 @torch.inference_mode()
@@ -328,10 +334,11 @@ def test_a_pyramid_has_its_map_back_and_shows_what_was_dropped():
     with attached(model, cuts(model)):
         found = passed(model, x)
     ends = [t for t, h in zip(found, hosts_of(model), strict=True) if h.index == h.depth - 1]
-    assert [t.grid for t in ends] == [(40, 24), (20, 12), (10, 6), (5, 3)]
+    assert [t.grid for t in ends] == [(40, 24), (20, 12), None, (5, 3)]  # all are there again for the step down
     at = [i for i, t in enumerate(found) if t.grid is None]
-    assert [found[i].x.shape[1] for i in at] == [36, 36, 22, 22]  # the fifth of the six blocks; the sixth restores
-    first, second, last = found[at[0]], found[at[2]], found[at[-1] + 1]
+    assert [found[i].x.shape[1] for i in at] == [36, 36, 22, 22, 22]
+    first, second, last = found[at[0]], found[at[2]], found[at[-1]].restored()
+    assert last.grid == (10, 6)
     gone = second.source < 0
     assert torch.equal(last.x[gone], second.lost[gone])
     early = first.source < 0  # these hold what they did even before
@@ -436,8 +443,6 @@ def test_where_models_are_cut(name, at):
     detach = attach(model, plugin("scan_pruning"))
     hosts = hosts_of(model)
     assert tuple(h.place + 1 for h in hosts if isinstance(h.block.after_mixer, PruneByScan)) == at
-    restored = [h for h in hosts if isinstance(h.block.after_block, Restore)]
-    assert [h.index == h.depth - 1 and h.stage == 2 for h in restored] == [True] * name.startswith("vmamba")
     detach()
 
 
