@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from .findings import OnError
 from .folders import Source, quoted
-from .loader import Loader, report
-from .pictures import CacheRule, OnError, Pictures
+from .loader import KeyedDataset, Loader, report
+from .pictures import CacheRule, Pictures
 from .splits import Splits
 from .transforms import Augmentation, Recrop, evaluation_pipeline
 
@@ -113,10 +114,15 @@ class Images(LightningDataModule, ABC):
         source = getattr(self.splits, split)
         if source is None:
             place = getattr(self, "root", type(self).__name__)
-            raise FileNotFoundError(f"{place} has no {split} pictures: a folder {split}/ of class folders is needed")
+            raise FileNotFoundError(f"{place} has no {split} pictures: {self._needed(split)}")
         return source
 
-    def _loader(self, split: str, source: Source, *, train: bool = False) -> Loader:
+    def _needed(self, split: str) -> str:
+        """What would make a split be there."""
+        return f"a folder {split}/ of class folders is needed"
+
+    def _read_by(self, split: str, source: Source, train: bool) -> KeyedDataset:
+        """The data set that makes batches of a source."""
         assert self.preprocessing is not None, "setup() comes first"
         augment = self.suits() if isinstance(self.augment, str) else self.augment
         if train and augment is not None:
@@ -124,7 +130,10 @@ class Images(LightningDataModule, ABC):
         else:
             pipeline = evaluation_pipeline(self.preprocessing)
         cache = self.cache if split in ("train", "val") else False  # others are gone through once
-        pictures = Pictures(source, pipeline, seed=self.seed, on_error=self.on_error, refill=train, cache=cache)
+        return Pictures(source, pipeline, seed=self.seed, on_error=self.on_error, refill=train, cache=cache)
+
+    def _loader(self, split: str, source: Source, *, train: bool = False) -> Loader:
+        pictures = self._read_by(split, source, train)
         trainer = self.trainer
         world, rank = (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
         overfit = trainer is not None and trainer.overfit_batches > 0  # means the same batches in each epoch

@@ -12,7 +12,8 @@ import gc
 import logging
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -29,11 +30,16 @@ log = logging.getLogger("patchloom.data")
 
 class Batch(NamedTuple):
     """What crosses from worker processes: images (or a tuple of views) and targets (None where all were unreadable),
-    file -> reason."""
+    file -> reason, and what fell out of the pictures: reason -> number of objects."""
 
     images: Tensor | tuple[Tensor, ...] | None
-    targets: Tensor | None
+    targets: Any
     skipped: dict[str, str]
+    dropped: Mapping[str, int] = {}
+
+    def out(self) -> tuple[Any, Any]:
+        """What the training loop gets."""
+        return self.images, self.targets
 
 
 class KeyedDataset(Protocol):
@@ -111,7 +117,8 @@ class Loader:
     Not a subclass of DataLoader: Lightning would take such a one apart and put another sampler into it. Instead it has
     what Lightning asks of any loader: a length, a `sampler` with set_epoch, state_dict and load_state_dict. A pass
     begins with its first batch, not with iter(), because Lightning names the epoch in between. `skipped`: unreadable
-    files -> reason, over all passes and worker processes.
+    files -> reason, over all passes and worker processes. `dropped`: objects that varying took out of the pictures, by
+    reason, since this process began.
     """
 
     def __init__(
@@ -134,6 +141,7 @@ class Loader:
             len(dataset), batch_size, shuffle=shuffle, seed=seed, even=even, world=world, rank=rank
         )
         self.skipped: dict[str, str] = {}
+        self.dropped: Counter[str] = Counter()
         self._epoch, self._batches = 0, 0  # epoch of the latest pass, batches of it handed out
         self._begun, self._resuming = False, False
         self._collate = collate
@@ -155,12 +163,13 @@ class Loader:
             self._batches += 1
             seen.update(batch.skipped)
             self.skipped.update(batch.skipped)
+            self.dropped.update(batch.dropped)
             if (
                 self._batches == count and seen
             ):  # now, since whoever knows the length never asks for a batch beyond the last
                 log.warning("%s", report(seen, f"in epoch {self._epoch}"))
             if batch.images is not None:
-                yield batch.images, batch.targets
+                yield batch.out()
 
     def _place(self) -> tuple[int, int]:
         """Epoch and first batch of the pass that begins."""

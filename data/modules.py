@@ -6,9 +6,10 @@ from typing import Any
 
 from PIL import Image
 
+from .findings import OnError
 from .folders import Files, Source, existing
 from .images import Augment, Images
-from .pictures import CacheRule, OnError
+from .pictures import CacheRule
 from .published import Cifar10Data, Cifar100Data, FashionMnistData, ImageNetData, MnistData
 from .sample import KINDS
 from .shapes import Shapes, Split

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +13,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .findings import OnError
 from .folders import Source
 from .keyed import key, preserved, seed_libraries
 from .loader import Batch, Key
 from .read import UnreadableImage
 from .transforms import Pipeline
 
-OnError = Literal["stop", "skip"]
 CacheRule = bool | Literal["auto"]
 CACHE_LIMIT = 512 << 20  # bytes that "auto" may keep
 SALT = 0x7C1D  # sets the draws of the picture half apart from those of the batch half
@@ -51,12 +52,62 @@ class Failure:
     file: str
     reason: str
 
+    def error(self) -> UnreadableImage:
+        return UnreadableImage(self.file, self.reason)
 
-class Pictures(Dataset[Any]):
-    """Keys (epoch, index) -> Batch(images (B, C, H, W) float32, targets (B,) int64, unreadable ones).
+
+class Readable(Dataset[Any], ABC):
+    """Keys (epoch, index) -> what is made of the picture there, or what the rules on unreadable ones say.
 
     on_error "stop": an unreadable picture ends the run. "skip": it is reported, and in training (`refill`) the next
     readable picture of the source takes its place, so that batches keep their size; in evaluation the batch is smaller.
+    """
+
+    def __init__(self, source: Any, on_error: OnError, refill: bool) -> None:
+        if on_error not in ("stop", "skip"):
+            raise ValueError(f"on_error = {on_error!r}: stop or skip")
+        self.source, self.on_error, self.refill = source, on_error, refill
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @abstractmethod
+    def _picture(self, epoch: int, index: int) -> Any:
+        """What is made of one picture; raises UnreadableImage."""
+
+    def _gather(self, keys: list[Key]) -> tuple[list[Any], list[Key], dict[str, str]] | Failure:
+        """What was readable, the keys of that, and file -> reason of the rest."""
+        rows: list[Any] = []
+        kept: list[Key] = []
+        skipped: dict[str, str] = {}
+        try:
+            with preserved():
+                for epoch, index in keys:
+                    found = self._readable(epoch, index, skipped)
+                    if found is not None:
+                        rows.append(found)
+                        kept.append((epoch, index))
+        except UnreadableImage as error:
+            return Failure(error.file, error.reason)
+        return rows, kept, skipped
+
+    def _readable(self, epoch: int, index: int, skipped: dict[str, str]) -> Any:
+        """The picture, or by the rules of `on_error` and `refill` another or none."""
+        for step in range(len(self.source) if self.refill else 1):
+            try:
+                return self._picture(epoch, (index + step) % len(self.source))
+            except UnreadableImage as error:
+                if self.on_error == "stop":
+                    raise
+                skipped[error.file] = error.reason
+        if self.refill:
+            raise UnreadableImage(self.source.name(index), "and so are all the others")
+        return None
+
+
+class Pictures(Readable):
+    """Keys (epoch, index) -> Batch(images (B, C, H, W) float32, targets (B,) int64, unreadable ones).
+
     cache: keep decoded pictures in memory. "auto": if resized ones are reusable (not under Recrop) and all take at most
     512 MiB. True under Recrop keeps the decoded files, in each worker process.
     """
@@ -71,62 +122,36 @@ class Pictures(Dataset[Any]):
         refill: bool = False,
         cache: CacheRule = "auto",
     ) -> None:
-        if on_error not in ("stop", "skip"):
-            raise ValueError(f"on_error = {on_error!r}: stop or skip")
+        super().__init__(source, on_error, refill)
         if cache is True and not source.steady:
             raise ValueError("cache = True, but these pictures are drawn anew in each epoch: nothing could be reused")
-        self.source, self.pipeline, self.seed, self.on_error, self.refill = source, pipeline, seed, on_error, refill
+        self.pipeline, self.seed = pipeline, seed
         small = len(source) * int(np.prod(pipeline.shape)) <= CACHE_LIMIT
         keep = cache is True or (cache == "auto" and small and source.steady and not pipeline.random)
         self.shelf = Shelf(len(source), pipeline.shape) if keep and not pipeline.random else None
         self.originals: dict[int, tuple[Image.Image, int]] | None = {} if keep and pipeline.random else None
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def __getitem__(self, item: Key | int) -> tuple[Tensor, int]:
         """One picture, for looking at; a plain index means epoch 0."""
         batch = self.__getitems__([item if isinstance(item, tuple) else (0, item)])
         if isinstance(batch, Failure):
-            raise UnreadableImage(batch.file, batch.reason)
+            raise batch.error()
         if batch.images is None or batch.targets is None:
             raise UnreadableImage(*next(iter(batch.skipped.items())))
         images = batch.images[0] if isinstance(batch.images, tuple) else batch.images  # of several views the first
         return images[0], int(batch.targets[0])
 
     def __getitems__(self, keys: list[Key]) -> Batch | Failure:
-        rows: list[Tensor] = []
-        targets: list[int] = []
-        kept: list[Key] = []
-        skipped: dict[str, str] = {}
-        try:
-            with preserved():
-                for epoch, index in keys:
-                    found = self._readable(epoch, index, skipped)
-                    if found is not None:
-                        rows.append(found[0])
-                        targets.append(found[1])
-                        kept.append((epoch, index))
-        except UnreadableImage as error:
-            return Failure(error.file, error.reason)
+        found = self._gather(keys)
+        if isinstance(found, Failure):
+            return found
+        rows, kept, skipped = found
         if not rows:
             return Batch(None, None, skipped)
         epochs, indices = np.array(kept, np.int64).T
-        images = self.pipeline.finish(torch.stack(rows), self.seed, epochs, indices)
+        pictures, targets = zip(*rows, strict=True)
+        images = self.pipeline.finish(torch.stack(pictures), self.seed, epochs, indices)
         return Batch(images, torch.tensor(targets), skipped)
-
-    def _readable(self, epoch: int, index: int, skipped: dict[str, str]) -> tuple[Tensor, int] | None:
-        """The picture, or by the rules of `on_error` and `refill` another or none."""
-        for step in range(len(self.source) if self.refill else 1):
-            try:
-                return self._picture(epoch, (index + step) % len(self.source))
-            except UnreadableImage as error:
-                if self.on_error == "stop":
-                    raise
-                skipped[error.file] = error.reason
-        if self.refill:
-            raise UnreadableImage(self.source.name(index), "and so are all the others")
-        return None
 
     def _picture(self, epoch: int, index: int) -> tuple[Tensor, int]:
         shelf = self.shelf

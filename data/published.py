@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from .arrays import Arrays, idx_folder, read_idx_split
+from .findings import OnError
 from .folders import Files, Folder, Source, existing
 from .images import Augment, Images
-from .pictures import CacheRule, OnError
+from .pictures import CacheRule
 from .splits import Numbered, Splits, folder_splits, hold_out, split_folders
 from .synsets import human_names, imagenet_synsets
 from .transforms import Augmentation, Jostle, Recrop

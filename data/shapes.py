@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .draw import Random, ground, lump, paint, strokes
 from .sample import ANSWERS, COLOURS, KINDS, QUESTIONS, RELATIONS, SIZES, Sample
+from .scene import tight_boxes
 
 Task = Literal["class", "boxes", "caption", "question"]
 Split = Literal["train", "val", "test"]
@@ -251,15 +252,6 @@ def _fit(x: np.ndarray, y: np.ndarray, radius: np.ndarray, relation: str | None)
             if (place[0, axis] < place[1, axis]) != (relation in ("left of", "above")):
                 place[[0, 1]] = place[[1, 0]]
     return place
-
-
-def tight_boxes(masks: np.ndarray) -> np.ndarray:
-    """(n, H, W) bool -> (n, 4) float32 x0 y0 x1 y1, x1 and y1 exclusive."""
-    boxes = np.zeros((len(masks), 4), np.float32)
-    for box, mask in zip(boxes, masks, strict=True):
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
-    return boxes
 
 
 def size_name(part: float) -> str:

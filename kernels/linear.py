@@ -129,11 +129,12 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool) -> Tenso
 
 
 class _Linear(torch.autograd.Function):
-    """dx = dy W, dW = dy' x, db = sum dy; where a graph of it is wanted, in differentiable operations."""
+    """dx = dy W, dW = dy' x, db = sum dy; where a graph of it is wanted, in differentiable operations. A frozen weight
+    needs no x, so that none is kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         return _onednn(x, weight, bias, False)
 
     @staticmethod

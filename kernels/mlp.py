@@ -70,7 +70,8 @@ class _Mlp(torch.autograd.Function):
     """With p = W1 x + b1, h = act(p), dh = dy W2: dW2 = dy' h, dp = act'(p) dh, dW1 = dp' x, dx = dp W1.
 
     W2 and b2 are those scaled by gamma; of the plain ones dW2 = gamma dW2', db2 = gamma db2', and
-    dgamma = rowsum(dW2' W2) + db2' b2.
+    dgamma = rowsum(dW2' W2) + db2' b2. Only what the wanted gradients need is kept: x for dW1, p for all up to it, h
+    for dW2 and dgamma.
     """
 
     @staticmethod
@@ -80,12 +81,15 @@ class _Mlp(torch.autograd.Function):
         if gamma is not None:
             w2, b2 = scaled(w2, b2, gamma)
         rows = x.reshape(-1, x.shape[-1])
-        kept: list[Tensor] = []
+        need_x, need_w1, need_b1, need_w2, _, need_s, need_b, need_gamma = ctx.needs_input_grad
+        need_p, need_h = need_x or need_w1 or need_b1 or need_s or need_b, need_w2 or need_gamma
+        kept: list[Tensor | None] = []
         parts: list[Tensor] = []
         for a in slices(rows.shape[0], w1.shape[0]):
-            kept += activated(product(rows[a], w1, b1), s, b)
-            parts.append(product(kept[-1], w2, b2))
-        ctx.save_for_backward(rows, w1, w2, s, gamma, *plain, *kept)
+            p, h = activated(product(rows[a], w1, b1), s, b)
+            kept += [p if need_p else None, h if need_h else None]
+            parts.append(product(h, w2, b2))
+        ctx.save_for_backward(rows if need_w1 else None, w1, w2, s, gamma, *plain, *kept)
         return whole(parts, x)
 
     @staticmethod
@@ -100,10 +104,12 @@ class _Mlp(torch.autograd.Function):
         db2 = dy.sum(0) if need_b2 or (need_gamma and bias2 is not None) else None
         star = w1.new_zeros(2) if need_s or need_b else None
         parts: list[Tensor] = []
-        for i, a in enumerate(slices(rows.shape[0], w1.shape[0])):
+        for i, a in enumerate(slices(dy.shape[0], w1.shape[0])):
             p, h = kept[2 * i : 2 * i + 2]
-            if need_w2 or need_gamma:
+            if h is not None:
                 dw2 = added(dw2, outer(dy[a], h))
+            if p is None:
+                continue
             dp = through_activation(product(dy[a], w2.t()), p, s, star)
             if need_w1:
                 dw1 = added(dw1, outer(dp, rows[a]))

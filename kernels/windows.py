@@ -6,6 +6,7 @@ cuts windows and splits q, k and v, one puts the result back into the map, the b
 the product is then added to, and the gradients of q, k and v are written next to each other.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +27,22 @@ def reference(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:
     if bias.shape[0] > 1:
         bias = bias.repeat(qkv.shape[0], 1, 1, 1)
     return unwindow(attend(q, k, v, bias).transpose(1, 2).flatten(2), high, wide, size)
+
+
+def attend_beside(qkv: Tensor, special: Tensor, bias: Tensor, heads: int, size: int,
+                  by: Callable[..., Tensor] = attend) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`reference` with k more tokens in front of those of every window, special (B k 3*h*d) and
+    bias (1 or n h k+s*s k+s*s): the map (B H W h*d), and the mean over the windows of what the k tokens get (B k h*d).
+    """
+    (b, high, wide), k = qkv.shape[:3], special.shape[1]
+    x, more = (
+        m.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # type: ignore[no-untyped-call]
+        for m in (windows(qkv, size), special)
+    )
+    count = x.shape[1] // b
+    q, key, v = torch.cat([more.repeat_interleave(count, 1), x], 3).unbind(0)  # B*n h k+s*s d
+    y = by(q, key, v, bias.repeat(b, 1, 1, 1) if bias.shape[0] > 1 else bias).transpose(1, 2).flatten(2)
+    return unwindow(y[:, k:].contiguous(), high, wide, size), y[:, :k].unflatten(0, (b, count)).mean(1)  # type: ignore[no-untyped-call]
 
 
 def attend_windows(qkv: Tensor, bias: Tensor, heads: int, size: int) -> Tensor:

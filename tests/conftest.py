@@ -1,12 +1,15 @@
 """What every test runs in: no network, a cache of its own, the same random numbers, no GPU tests without a GPU."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # tests that import it before patchloom.data must not ask the network
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -107,6 +107,14 @@ def pyramid(kind: str) -> Pyramid:
     return Pyramid(tiny(network(KINDS[kind])).backbone(3, 0.0)).eval()
 
 
+@torch.no_grad()
+def disturbed(module: nn.Module) -> nn.Module:
+    """With something added to each parameter, so that nothing is hidden by a zero."""
+    for p in module.parameters():
+        p.add_(torch.randn_like(p) * 0.1)
+    return module
+
+
 def image(size: tuple[int, int] = (64, 64), batch: int = 2) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0))
 

@@ -1,5 +1,6 @@
 """Every variant in a tiny form: its own stem, blocks, mixers and head, a few channels wide and two blocks deep."""
 
+import re
 from dataclasses import fields, is_dataclass, replace
 
 from patchloom.vision.block import EachBlock
@@ -9,7 +10,19 @@ from patchloom.vision.model import Classifier
 from patchloom.vision.network import Network
 from patchloom.vision.pyramid import Pyramid
 from patchloom.vision.stem import Patchify
+from patchloom.vision.two_branches import TwoBranched
 from patchloom.vision.zoo import VARIANTS
+
+NO_EFFECT = {  # parameters of the original that no output depends on: their gradient is zero up to rounding
+    r"poolformer_.*": r".*norm1\.bias",  # pooling minus identity cancels constants
+    r"(cct|cvt)_.*": r"attention_pool\.score\.(bias|b)",  # so does a softmax
+    r"cvt_(13|21|w24).*": r".*stages\.2\.blocks\.1\.mixer\.conv_q\..*",  # only the class token goes on: unconvolved
+    r"resformer_.*": r".*blocks\.1\.mixer\.local\..*",  # of the last block only the class token goes on, which has none
+    r"gmm_pit.*": r".*stages\.2\.blocks\.1\.mixer\.mask\..*",  # only the class token goes on, which no mask weighs
+    # samples begin where no query tells them to be; a classifier sees the last of four maps
+    r"vit_comer_.*": r".*(query_norm\..*|backbone\.(norms\.[012]|up|convolutions\.out\.0)\..*)",
+    r"gmm_cait_slm.*": r".*mixer\.before",  # its matrix begins at 0, and so do all scores that this mixes
+}
 
 
 def tiny_mixer(mixer):
@@ -45,6 +58,9 @@ def tiny(network: Network) -> Network:
     dense = network.dense
     if dense is not None and dense.stages is not None:
         dense = replace(dense, stages=tuple(tiny_stage(s, i) for i, s in enumerate(dense.stages)))
+    if isinstance(network, TwoBranched):  # gamma 0 would hide what stands behind it
+        branch = replace(network.branch, fields=1.0, heads=2, values=0.5, width=8, gamma=0.1)
+        return replace(network, stages=stages, branch=branch)
     return replace(network, stages=stages, dense=dense)
 
 
@@ -70,3 +86,7 @@ def distinct() -> list[str]:
             key = replace(key, stem=replace(key.stem, patch=1))
         seen.setdefault(key, name)
     return list(seen.values())
+
+
+def without_effect(model: str, parameter: str) -> bool:
+    return any(re.fullmatch(m, model) and re.fullmatch(p, parameter) for m, p in NO_EFFECT.items())

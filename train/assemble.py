@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from .callbacks.checkpoints import Checkpoints, PlainFiles
 from .callbacks.guard import Guard
+from .callbacks.learning import Learning
 from .callbacks.pictures import Pictures
 from .callbacks.progress import Progress
 from .callbacks.rates import Rates
@@ -27,7 +28,13 @@ TRAINER = {  # what a recipe need not say; everything else is Lightning's own de
 }
 
 
-CALLBACKS = {"checkpoints": Checkpoints, "guard": Guard, "pictures": Pictures, "progress": Progress}
+CALLBACKS = {
+    "checkpoints": Checkpoints,
+    "guard": Guard,
+    "learning": Learning,
+    "pictures": Pictures,
+    "progress": Progress,
+}
 
 
 class Keys(LightningArgumentParser):
@@ -82,7 +89,12 @@ class Cli(LightningCLI):
             if settings.logger in (None, True):
                 board = TensorBoardLogger(self.folder, name="", version="tensorboard", purge_step=self.resumed_at)
                 extra["logger"] = [MetricsFile(self.folder, self.resumed_at), board]
-            callbacks += [self.made["checkpoints"].resume, self.made["checkpoints"], self.signals]
+            callbacks += [
+                self.made["learning"],
+                self.made["checkpoints"].resume,
+                self.made["checkpoints"],
+                self.signals,
+            ]
         else:
             extra |= {"logger": False}
         options = {**settings.as_dict(), **extra, **options, "default_root_dir": str(self.folder)}

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, metavar="S", help="measure for at least S seconds (10)")
     parser.add_argument("--repeats", type=positive, metavar="N", help="exactly N rounds, instead of --seconds")
     parser.add_argument("--tokens", metavar="SPEC", help="a token plugin for MODEL, e.g. tome:r=8")
-    parser.add_argument("--adapter", metavar="SPEC", help="an adapter for MODEL, e.g. lora:r=8,targets=qkv")
+    parser.add_argument(
+        "--adapter", metavar="SPEC", help="an adapter for MODEL, e.g. lora:r=8, or a saved one's folder"
+    )
     parser.add_argument("--fold", action="store_true", help="fold MODEL's batch norms and branches into its weights")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure peak memory too")
     parser.add_argument(

@@ -33,6 +33,7 @@ NOISE = (
     "LeafSpec",
     "weights_only",
     "callbacks used to create the checkpoint",
+    "in eval mode at the start of training",  # a trunk below an adapter is
 )
 
 

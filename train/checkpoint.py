@@ -1,6 +1,7 @@
 """What a checkpoint holds, how it is written and read: tensors and plain values only, whole or not at all.
 
-patchloom   {format, model: describe(model), classes: [...], preprocessing: {...}, recipe}
+patchloom   {format, model: describe(model), classes: [...], preprocessing: {...}, recipe}, and where an adapter is on
+            trunk: what it covers of the model
 state_dict  of the LightningModule: `model.…`, and `ema.…` where an average of the weights is kept
 rng         states of Python's, NumPy's and torch's generators
 and Lightning's own: loops (with the loader's state), optimizer_states, lr_schedulers, callbacks, epoch, global_step
@@ -23,6 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from ..vision import zoo
+from ..vision.adapters import adapter_of
+from ..vision.adapters.files import is_adapter
+from ..vision.adapters.trunk import covered, uncover
 
 FORMAT = 1
 PLAIN = (str, int, float, bool, bytes, type(None), Tensor, torch.dtype, torch.device, torch.Size)
@@ -50,12 +54,14 @@ class CheckpointError(ValueError):
 def header(model: nn.Module, classes: list[str], preprocessing: Mapping[str, Any], recipe: str = "") -> dict[str, Any]:
     """What rebuilds `model` without the code or YAML that made it."""
     plain = json.loads(json.dumps(dict(preprocessing)))
+    below = {} if adapter_of(model) is None else {"trunk": covered(model)}
     return {
         "format": FORMAT,
         "model": zoo.describe(model),
         "classes": list(classes),
         "preprocessing": plain,
         "recipe": recipe,
+        **below,
     }
 
 
@@ -240,14 +246,16 @@ def _count(names: list[str], what: str) -> str:
 
 
 def find(spec: str | os.PathLike) -> Path | None:
-    """The checkpoint file that `spec` means: a file, or best.ckpt, else last.ckpt, of a run folder; None for a model's
-    name.
+    """The checkpoint file that `spec` means: a file, or best.ckpt, else last.ckpt, of a run folder, or the folder of a
+    saved adapter; None for a model's name.
     """
     path = Path(spec)
     if path.is_dir():
         for name in ("best.ckpt", "last.ckpt"):
             if (path / name).is_file():
                 return path / name
+        if is_adapter(path):
+            return path
         runs = sorted(path.glob("*/*.ckpt"))
         hint = f"; did you mean {runs[-1].parent}?" if runs else "; train first: patchloom fit -c RECIPE"
         raise FileNotFoundError(f"no best.ckpt or last.ckpt in folder {path}{hint}")
@@ -272,8 +280,8 @@ def model_state(content: Mapping[str, Any], *, ema: bool = True) -> dict[str, Te
 
 
 def load_model(spec: str, *, ema: bool = True) -> tuple[nn.Module, list[str], dict[str, Any]]:
-    """(model in evaluation mode, class names, preprocessing) of `spec`: a name, name.tag, timm:…, a file or a run
-    folder.
+    """(model in evaluation mode, class names, preprocessing) of `spec`: a name, name.tag, timm:…, a file, a run folder,
+    or that of an adapter whose backbone has published weights.
 
     A bare weights file says nothing of its model: NAME=FILE, e.g. swin_tiny=swin_tiny_patch4_window7_224.pth.
     """
@@ -282,6 +290,10 @@ def load_model(spec: str, *, ema: bool = True) -> tuple[nn.Module, list[str], di
     if path is None:
         model = zoo.create_model(name, checkpoint_path=file) if file else zoo.create_model(name, pretrained=True)
         return model.eval(), published_classes(model.num_classes), preprocessing_of(model)
+    if path.is_dir():
+        from .adapted import load_adapted  # which builds on this
+
+        return load_adapted(None, path)
     content = read(path)
     if "patchloom" not in content:
         raise CheckpointError(
@@ -295,6 +307,8 @@ def load_model(spec: str, *, ema: bool = True) -> tuple[nn.Module, list[str], di
     for averaged in {ema, False}:  # both halves must be whole, whichever is taken
         check_state(model.state_dict(), model_state(content, ema=averaged), path)
     model.load_state_dict(model_state(content, ema=ema))
+    if "trunk" in head:
+        uncover(model, head["trunk"])
     return model.eval(), list(head["classes"]), dict(head["preprocessing"])
 
 

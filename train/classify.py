@@ -12,6 +12,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..vision.adapters import adapter_of
+from ..vision.adapters.files import put_on
+from ..vision.adapters.trunk import digest
+from .begin import begin_as_images_have_it, check_adapter, check_classes, check_learning
+from .callbacks.adalora import ranks_that_fall
 from .checkpoint import header, preprocessing_of
 from .confusion import draw_confusion
 from .ema import Average, Ema
@@ -29,7 +34,8 @@ class Classify(L.LightningModule):
     `schedule` is one of `train.optim` or any torch scheduler (stepped once an epoch); None is `Cosine()`. `lr_scales`:
     patterns of parameter names, and the factor on the learning rate of those that fit (the first that does). Logged, as
     fractions of 1: train/loss; val/ and test/ loss, top1 and, from six classes on, top5 (map and f1 where images have
-    many labels). Where `ema` is on, its weights are judged.
+    many labels). Where `ema` is on, its weights are judged. `adapter`: what learns on the frozen model, as a spelling
+    (`lora:r=8`), class_path and init_args, or the folder of a saved one to go on from.
     """
 
     def __init__(
@@ -43,19 +49,23 @@ class Classify(L.LightningModule):
         mixing: Mixing | PatchMixing | None = None,
         ema: Ema | None = None,
         channels_last: bool = False,
+        adapter: Any = None,
     ):
         super().__init__()
         self.model = model
+        started = None if adapter is None else put_on(model, adapter)
+        self.head_of = [] if started is None else started.classes  # the classes of a head that was trained before
         self.loss = loss if loss is not None else CrossEntropy()
         self.optimizer, self.schedule = optimizer, schedule
         self.layer_decay, self.lr_scales = layer_decay, lr_scales
         self.mixing, self.mixer, self.mixing_seed = mixing, None, 0
         self.ema_spec, self.ema = ema, None
         self.channels_last = channels_last
-        self.classes: list[str] = []
+        self.classes: list[str] = list(self.head_of)
         self.data_names_classes, self.untrained = False, ""  # the latter: why it cannot be judged without a checkpoint
         self.preprocessing: dict[str, Any] = preprocessing_of(model)
         self.recipe = ""  # its name, set by the command line, for the checkpoint
+        self.trunk: str | None = None  # digest of the weights below an adapter, as they were before the run
         self.judges = nn.ModuleDict()
 
     # ------------------------------------------------------------------------------------------------ before a run
@@ -74,7 +84,12 @@ class Classify(L.LightningModule):
         own = self.model.num_classes
         if stage != "fit" and len(named) not in (0, own):
             self.untrained = f"the model tells {own} classes apart, the data has {len(named)}"
+        if stage != "fit" and named and self.head_of not in ([], named):
+            check_classes(self.head_of, named)
         self._adopt(named or self.classes or [str(i) for i in range(self.model.num_classes)])
+        if stage == "fit":
+            check_learning(self.model, self.trainer)
+            self.trunk = None if adapter_of(self.model) is None else digest(self.model)
         if stage == "fit" and isinstance(self.loss, Loss):
             self.loss.setup(len(self.classes), self._counts, self.preprocessing)
             for part in self.model.modules() if self.loss.needs_image else ():
@@ -89,7 +104,8 @@ class Classify(L.LightningModule):
         count, known = len(classes), len(self.classes)
         if count < 2 and self.labels == "one":
             raise ValueError(f"the data has {count} class ({', '.join(classes)}): a classifier needs at least two")
-        if self.model.num_classes != count:
+        if self.model.num_classes != count or self.head_of not in ([], classes):  # a head for others starts anew
+            self.head_of = []
             self.model.reset_classifier(count)
             self.model.to(self.device)
             self.ema = None
@@ -115,6 +131,10 @@ class Classify(L.LightningModule):
         images, classes = data.class_counts()
         return Counts(images, torch.as_tensor(classes))
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What the adapter's method does between steps."""
+        return ranks_that_fall(self.model)
+
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.optimizer, self.model, self.layer_decay, self.lr_scales)
         schedule = Cosine() if self.schedule is None else self.schedule
@@ -133,6 +153,8 @@ class Classify(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plan}
 
     def on_fit_start(self) -> None:
+        if self.trainer.ckpt_path is None:
+            begin_as_images_have_it(self.model, self.trainer)
         if self.trainer.checkpoint_callbacks:
             self.on_save_checkpoint({})  # a model that cannot be described shall say so now, not at the first save
 
@@ -253,6 +275,7 @@ class Classify(L.LightningModule):
         checkpoint["patchloom"] = {
             **header(self.model, self.classes, self.preprocessing, self.recipe),
             "mixing_seed": self.mixing_seed,
+            "digest": self.trunk,
         }
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
@@ -261,6 +284,7 @@ class Classify(L.LightningModule):
             raise ValueError(
                 "this checkpoint was not written by patchloom: give its weights to the model (checkpoint_path) instead"
             )
+        check_adapter(saved["model"].get("adapter"), self.model)
         if self.data_names_classes:
             check_classes(list(saved["classes"]), self.classes)
         else:
@@ -272,23 +296,3 @@ class Classify(L.LightningModule):
             raise ValueError(
                 f"the checkpoint holds {has} and model.ema is {sets}: go on with the settings that it was trained with"
             )
-
-
-def check_classes(saved: list[str], data: list[str]) -> None:
-    """Raises where a checkpoint's class names are not the data's, in order: its logits would mean something else."""
-    if saved == data:
-        return
-    missing, extra = sorted(set(saved) - set(data)), sorted(set(data) - set(saved))
-    if not missing and not extra:
-        what = f"in another order ({', '.join(saved[:3])}, … against {', '.join(data[:3])}, …)"
-    else:
-        parts = [
-            f"{text} {', '.join(names[:3])}{' …' if len(names) > 3 else ''}"
-            for text, names in (("without", missing), ("with unknown", extra))
-            if names
-        ]
-        what = " and ".join(parts)
-    raise ValueError(
-        f"the checkpoint knows {len(saved)} classes, the data has {len(data)}, {what}: "
-        "use the data that it was trained on"
-    )

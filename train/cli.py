@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": (".bench", "images/s, memory and MACs of a model, alone or against another"),
     "tokens": (".tokens", "the setting of a token plugin that meets a budget of time, measured here"),
     "show-tokens": (".show_tokens", "which patches of an image are kept, merged or dropped, drawn layer by layer"),
+    "adapters": (".adapters", "methods that train few parameters, saved adapters, and plain weights made of them"),
     "compat": (".compat", "which token plugin goes into which kind of backbone, and why not"),
 }
 SUCCESS, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -39,6 +40,10 @@ EXTRAS = {
     "matplotlib": "train",
     "tensorboard": "train",
     "sklearn": "train",
+    "pycocotools": "train",
+    "faster_coco_eval": "train",
+    "albumentations": "train",
+    "cv2": "train",  # which albumentations brings
     "transformers": "multimodal",
     "gradio": "demo",
 }

@@ -1,9 +1,10 @@
-"""patchloom compat: which token plugin goes into which kind of backbone, and where it does not, why.
+"""patchloom compat: which token plugin and which adapter goes into which kind of backbone, and where it does not, why.
 
 `--write` writes docs/compatibility.md, which tests compare with the code."""
 
 import argparse
 import json
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   patchloom compat
   patchloom compat swin_small cct_7_3x1_32
+  patchloom compat --adapters swin_small
   patchloom compat --json"""
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 LINEAR = "deit_small_patch16_224 with linear attention"  # which nobody published as a network of its own
@@ -57,9 +59,12 @@ KINDS = {  # how tokens are mixed -> the variant that stands for it
     "selective scan, crosswise": "vmamba_tiny_s1l8",
     "selective scan, winding": "plainmamba_l2",
     "non-causal duality": "vssd_tiny",
+    "selective scan behind convolutions": "mamba_yolo_tiny",
+    "global attention beside a pyramid": "vit_comer_seg_tiny",
     "retention": "vir_small_patch16_224",
 }
-SETTINGS = {"tome": "tome:r=8", "window_merge": "window_merge:share=0.4"}  # of plugins that cannot do without
+REAL = ("boft", "s2ft")  # adapters that look at numbers of their own while they are placed
+SETTINGS = {"tome": "tome:r=8", "window_merge": "window_merge:share=0.4"}  # of what cannot do without
 NOT_EXPORTED: dict[str, str] = {}  # plugins that torch.onnx does not take, and why; tests export the others
 INTRODUCTION = """\
 # Which plugin goes where
@@ -69,11 +74,17 @@ here; a column is a plugin of `patchloom.vision.plugins`. A number says why a pl
 parts of networks that are in its way. It does so when it is attached, by the block's name, and leaves the model as it
 was. `patchloom compat NAME …` tells of other variants.
 """
+ADAPTERS_INTRODUCTION = """\
+## Adapters
+
+The same for the adapters of `patchloom.vision.adapters` (`patchloom compat --adapters NAME …` for other variants), on
+classifiers.
+"""
 
 
 class Cell(NamedTuple):
-    """Whether a plugin with `setting` goes into a variant; where not, the block that it stops at, the part of the block
-    that is in the way, and why."""
+    """Whether a plugin or an adapter with `setting` goes into a variant; where not, the block that it stops at, the
+    part of the block that is in the way, and why."""
 
     kind: str
     variant: str
@@ -88,23 +99,25 @@ class Cell(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("variants", nargs="*", metavar="NAME", help="these, instead of one for each kind of mixer")
+    parser.add_argument("--adapters", action="store_true", help="adapters, instead of token plugins")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.add_argument("--write", action="store_true", help="write docs/compatibility.md")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.write:
-        if args.variants or args.json:
+        if args.variants or args.json or args.adapters:
             raise ValueError("--write writes the page, which has one variant for each kind of mixer: give it alone")
         print(f"wrote {write_whole(PAGE, page())}", file=sys.stderr)
         return 0
-    cells = [cell for name in args.variants for cell in row("", name)] if args.variants else matrix()
+    some = [cell for name in args.variants for cell in row("", name, args.adapters)]
+    cells = some if args.variants else matrix(args.adapters)
     print(json.dumps([cell._asdict() for cell in cells], indent=1) if args.json else report(cells))
     return 0
 
 
 def spelling(method: str) -> str:
-    """The plugin as it is tried: its defaults, where it has them all."""
+    """The plugin or adapter as it is tried: its defaults, where it has them all."""
     return SETTINGS.get(method, method)
 
 
@@ -121,23 +134,25 @@ def network(name: str) -> "Network":
     return replace(plain, stages=tuple(replace(s, mixer=LinearAttention(s.mixer.heads)) for s in plain.stages))
 
 
-def matrix() -> list[Cell]:
-    """Every plugin in every kind."""
-    return [cell for kind, name in KINDS.items() for cell in row(kind, name)]
+def matrix(adapters: bool = False) -> list[Cell]:
+    """Every plugin, or every adapter, in every kind."""
+    return [cell for kind, name in KINDS.items() for cell in row(kind, name, adapters)]
 
 
 @lru_cache
-def row(kind: str, name: str) -> tuple[Cell, ...]:
-    """Every plugin in one variant, which is built without memory."""
+def row(kind: str, name: str, adapters: bool = False) -> tuple[Cell, ...]:
+    """Every plugin, or every adapter, in one variant, which is built without memory."""
     import torch
 
+    from ..vision.adapters import ADAPTERS
     from ..vision.model import Classifier
     from ..vision.plugins import PLUGINS
 
     wanted = network(name)
     with torch.device("meta"):
         model = Classifier(wanted.backbone(3, 0.0), wanted.classes, wanted.head, img_size=wanted.size)
-    return tuple(Cell(kind, name, method, spelling(method), *verdict(model, spelling(method))) for method in PLUGINS)
+    methods, tried = (ADAPTERS, fits) if adapters else (PLUGINS, verdict)
+    return tuple(Cell(kind, name, method, spelling(method), *tried(model, spelling(method))) for method in methods)
 
 
 def verdict(model: "nn.Module", setting: str) -> tuple[Any, ...]:
@@ -147,10 +162,30 @@ def verdict(model: "nn.Module", setting: str) -> tuple[Any, ...]:
     try:
         attach(model, plugin(setting))()
     except SeamError as error:
-        block, _, words = str(error).partition(": ")
-        part, _, why = words.partition(" ")
-        return False, block, part, why
+        return refusal(error)
     return (True,)
+
+
+def fits(model: "nn.Module", setting: str) -> tuple[Any, ...]:
+    """The same of an adapter."""
+    import torch
+
+    from ..vision.adapters import AdapterError, adapt, adapter
+
+    try:
+        with torch.device("cpu" if setting.partition(":")[0] in REAL else "meta"):
+            adapt(model, adapter(setting))()
+    except AdapterError as error:
+        return refusal(error, setting.partition(":")[0])
+    return (True,)
+
+
+def refusal(error: ValueError, method: str = "") -> tuple[Any, ...]:
+    """`block: Part why; hint` taken apart, or `Model: why; hint`, where the method is called `it`."""
+    where, _, words = str(error).partition(": ")
+    words = re.sub(rf"(?<= ){method}\b", "it", words.partition("; ")[0]) if method else words
+    part, _, why = words.partition(" ")
+    return (False, where, part, why) if part[:1].isupper() else (False, None, where, words)
 
 
 def numbered(cells: list[Cell]) -> dict[str, str]:
@@ -182,13 +217,25 @@ def report(cells: list[Cell]) -> str:
 
 
 def page() -> str:
-    cells = matrix()
+    return f"{INTRODUCTION}\n{section(matrix())}\n\n{adapters_section(matrix(True))}\n\n{onnx()}"
+
+
+def adapters_section(cells: list[Cell]) -> str:
+    """The same for adapters, of which those that go everywhere need no column."""
+    picky = {c.method for c in cells if not c.works}
+    everywhere = ", ".join(f"`{s}`" for s in dict.fromkeys(c.setting for c in cells if c.method not in picky))
+    rest = section([c for c in cells if c.method in picky])
+    return f"{ADAPTERS_INTRODUCTION}\nIn all of these kinds: {everywhere}.\n\nOthers: t{rest[1:]}"
+
+
+def section(cells: list[Cell]) -> str:
+    """How they were tried, the table, and the reasons."""
     header, rows = lines(cells)
     marked = [header, ["---"] * len(header), *rows]
     settings = ", ".join(f"`{s}`" for s in dict.fromkeys(c.setting for c in cells))
     grid = "\n".join("| " + " | ".join(cell) + " |" for cell in marked)
     listed = "\n".join(f"{i}. {why}" for i, why in enumerate(reasons(cells), 1))
-    return f"{INTRODUCTION}\nTried as {settings}.\n\n{grid}\n\n{listed}\n\n{onnx()}"
+    return f"Tried as {settings}.\n\n{grid}\n\n{listed}".rstrip()
 
 
 def onnx() -> str:

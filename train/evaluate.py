@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from . import coco_eval, panoptic_eval, semantic_eval
 from .judge import Judge, add_judging, load, positive
 from .tables import table
 
 EXAMPLES = """examples:
   patchloom eval imagenet swin_tiny --data /data/imagenet
   patchloom eval imagenet timm:resnet50.a1_in1k --data /data/imagenet --size 288 --json
-  patchloom eval folder runs/folder-cct/2026-01-31_12-00 --data photos/"""
+  patchloom eval folder runs/folder-cct/2026-01-31_12-00 --data photos/
+  patchloom eval coco --annotations instances_val2017.json --results detections.json"""
 SPLITS = {"imagenet": ("val", "test"), "folder": ("test", "val")}  # the first that there is
 SUBSETS = {
     1000: "imagenet-1k",
@@ -59,9 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        one.add_argument(
-            "model", metavar="MODEL", help="a model's name, timm:…, NAME=FILE, a checkpoint or a run folder"
-        )
         task.add_arguments(one)
 
 
@@ -73,6 +72,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def add_classification(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model's name, timm:…, NAME=FILE, a checkpoint or a run folder"
+    )
     parser.add_argument(
         "--data", required=True, metavar="DIR", help="holds one folder a class, or a split folder that does"
     )
@@ -89,7 +91,10 @@ def add_classification(parser: argparse.ArgumentParser) -> None:
 def run_classification(args: argparse.Namespace) -> int:
     folder = split_folder(Path(args.data), args.split, SPLITS[args.task])
     files, names = labelled_files(folder)
-    judge = load(args.model, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens)
+    judge = load(
+        args.model, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens,
+        adapter=args.adapter,
+    )  # fmt: skip
     known = output_names(judge.classes, folder)
     if args.limit and args.limit < len(files):
         chosen = [i * len(files) // args.limit for i in range(args.limit)]
@@ -249,4 +254,7 @@ TASKS: dict[str, Task] = {
     "folder": Task(
         "Acc@1 and Acc@5 of a trained run on a folder with one folder a class", add_classification, run_classification
     ),
+    "coco": Task(coco_eval.HELP, coco_eval.add_arguments, coco_eval.run),
+    "panoptic": Task(panoptic_eval.HELP, panoptic_eval.add_arguments, panoptic_eval.run),
+    "ade20k": Task(semantic_eval.HELP, semantic_eval.add_arguments, semantic_eval.run),
 }

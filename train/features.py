@@ -68,7 +68,10 @@ def run(args: argparse.Namespace) -> int:
     )
     files = {part: find_images(folder) for part, folder in parts.items()}
     labels = {part: labels_of(files[part], folder, args.labels) for part, folder in parts.items()}
-    judge = load(args.model, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens)
+    judge = load(
+        args.model, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens,
+        adapter=args.adapter,
+    )  # fmt: skip
     banks = {part: extract(judge, parts[part], files[part], labels[part], args) for part in parts}
     save(out, banks, judge)
     result: dict[str, Any] = {

@@ -7,6 +7,7 @@ FIT = """examples:
   patchloom fit -c shapes/cct                                a packaged recipe (patchloom recipes lists them)
   patchloom fit -c cifar10/cct --data.root photos --trainer.max_epochs 20
   patchloom fit -c base.yaml -c mine.yaml                    later files win, the line wins over files
+  patchloom fit -c folder/swin_tiny --adapter lora:r=8       the weights stay as they are, an adapter learns
   patchloom fit --resume runs/shapes/cct/2026-01-31_12-00-00 go on where it stopped, bit for bit
   patchloom fit -c shapes/cct --print_config                 all settings with their values; --help-all explains them"""
 JUDGE = """examples:
@@ -32,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--resume",
             metavar="RUN|CKPT",
             help="go on with a run: its last.ckpt or that file, its config.yaml, in its folder",
+        )
+        parser.add_argument(
+            "--adapter",
+            metavar="SPEC|FOLDER",
+            help="train an adapter on the frozen model, e.g. lora:r=8, or go on with a saved one (model.adapter)",
         )
     else:
         parser.usage = f"patchloom {verb} (RUN|CKPT|MODEL [--data DIR] | -c RECIPE --ckpt_path CKPT) [--KEY VALUE …]"

@@ -46,30 +46,12 @@ class Judge:
         An unreadable image ends it with an error that names the file, or is left out and counted at the end (`skip`).
         """
         import torch
-        from torch.utils.data import DataLoader
-        from tqdm import tqdm
 
-        from ..data.read import UnreadableImage
         from ..data.transforms import evaluation_transform
 
-        images = Images(files, evaluation_transform(self.preprocessing))
-        workers = workers if len(files) > 2 * batch else 0  # starting them costs more than they save
-        loader = DataLoader(images, batch, num_workers=workers, collate_fn=list)
-        skipped = 0
-        with tqdm(total=len(files), unit="img", desc=title or None, disable=None, file=sys.stderr) as bar:
-            for samples in loader:
-                faults = [x for _, x in samples if isinstance(x, UnreadableImage)]
-                if faults and on_error == "stop":
-                    raise UnreadableImage(faults[0].file, f"{faults[0].reason} (--on-error skip leaves such files out)")
-                skipped += len(faults)
-                bar.update(len(samples))
-                kept = [(i, x) for i, x in samples if not isinstance(x, UnreadableImage)]
-                if kept:
-                    yield [i for i, _ in kept], torch.stack([x for _, x in kept])
-        if skipped:
-            print(f"{skipped} of {len(files)} images could not be read and were left out", file=sys.stderr)
-        if skipped == len(files):
-            raise ValueError(f"none of the {len(files)} images could be read; the first: {images[0][1]}")
+        transform = evaluation_transform(self.preprocessing)
+        for indices, images in prepared(files, transform, batch=batch, workers=workers, on_error=on_error, title=title):
+            yield indices, torch.stack(images)
 
     def embed(self, image: "Tensor") -> "Tensor":
         """What the classifier's last layer sees, (B C)."""
@@ -80,16 +62,46 @@ class Judge:
         return self.model.forward_head(self.model.forward_features(image), pre_logits=True)
 
 
-class Images:
-    """A map-style data set: i -> (i, the prepared image (3 H W), or the error of a file that cannot be read)."""
+def prepared(
+    files: Sequence[Path], transform: "Callable[[Any], Any]", *, batch: int, workers: int = 0, on_error: str = "stop",
+    title: str = "",
+) -> Iterator[tuple[list[int], list[Any]]]:  # fmt: skip
+    """As `Judge.batches`, with any transform of the RGB pictures and without stacking what it gives."""
+    from torch.utils.data import DataLoader
+    from tqdm import tqdm
 
-    def __init__(self, files: Sequence[Path], transform: "Callable[[Any], Tensor]"):
+    from ..data.read import UnreadableImage
+
+    images = Images(files, transform)
+    workers = workers if len(files) > 2 * batch else 0  # starting them costs more than they save
+    loader = DataLoader(images, batch, num_workers=workers, collate_fn=list)
+    skipped = 0
+    with tqdm(total=len(files), unit="img", desc=title or None, disable=None, file=sys.stderr) as bar:
+        for samples in loader:
+            faults = [x for _, x in samples if isinstance(x, UnreadableImage)]
+            if faults and on_error == "stop":
+                raise UnreadableImage(faults[0].file, f"{faults[0].reason} (--on-error skip leaves such files out)")
+            skipped += len(faults)
+            bar.update(len(samples))
+            kept = [(i, x) for i, x in samples if not isinstance(x, UnreadableImage)]
+            if kept:
+                yield [i for i, _ in kept], [x for _, x in kept]
+    if skipped:
+        print(f"{skipped} of {len(files)} images could not be read and were left out", file=sys.stderr)
+    if skipped == len(files):
+        raise ValueError(f"none of the {len(files)} images could be read; the first: {images[0][1]}")
+
+
+class Images:
+    """A map-style data set: i -> (i, what the transform makes of the picture, or the error of an unreadable file)."""
+
+    def __init__(self, files: Sequence[Path], transform: "Callable[[Any], Any]"):
         self.files, self.transform = files, transform
 
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i: int) -> "tuple[int, Tensor | UnreadableImage]":
+    def __getitem__(self, i: int) -> "tuple[int, Any | UnreadableImage]":
         from ..data.read import UnreadableImage, read_image
 
         try:  # an exception would leave a worker process as many lines
@@ -101,17 +113,24 @@ class Images:
 
 def load(
     spec: str, *, random_weights: bool = False, size: tuple[int, int] | None = None, device: str = "auto",
-    tokens: str | None = None,
+    tokens: str | None = None, adapter: str | None = None,
 ) -> Judge:  # fmt: skip
     """The judge that `spec` names: a model's name, timm:…, NAME=FILE, a checkpoint or a run folder; with the plugin
-    `tokens` in place of those that a checkpoint has."""
+    `tokens` in place of those that a checkpoint has, and the saved `adapter` with its head and classes."""
     from ..vision import zoo
     from . import checkpoint
+    from .adapted import load_adapted
 
     target = choose_device(device)
     if tokens is not None:
         check_tokens(tokens)
-    if random_weights:
+    if adapter is not None:
+        if random_weights:
+            raise ValueError(
+                f"--random-weights with --adapter {adapter}: it was trained on others; leave the option out"
+            )
+        model, classes, preprocessing = load_adapted(spec, adapter)
+    elif random_weights:
         if "=" in spec or checkpoint.find(spec) is not None:
             raise ValueError(f"--random-weights with {spec}: it has weights of its own; leave the option out")
         model = zoo.create_model(spec).eval()
@@ -197,6 +216,9 @@ def add_judging(parser: argparse.ArgumentParser, *, batch: int, tokens: bool = T
     if tokens:
         parser.add_argument(
             "--tokens", metavar="SPEC", help="a token plugin, e.g. tome:r=8; none: without the checkpoint's own"
+        )
+        parser.add_argument(
+            "--adapter", metavar="FOLDER", help="a saved adapter, or the run that trained it, with its head and classes"
         )
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable image (stop)"

@@ -75,20 +75,24 @@ def build(arm: Arm, case: Case) -> nn.Module:
     """The arm's model at the case's size: a name's with fresh weights, a checkpoint's with its own."""
     from timm.layers import set_fused_attn
 
+    from ..vision.adapters.files import put_on, settings_of
     from ..vision.plugins.words import retoken
     from ..vision.zoo import create_model
     from .checkpoint import find, load_model
 
     set_fused_attn(True)
     torch.manual_seed(0)
+    options: dict[str, Any] = dict(arm.options)
+    if "adapter" in options:  # how fast a saved one is depends on its settings alone
+        options["adapter"] = settings_of(options["adapter"])
     if find(arm.name) is None:
-        model = create_model(arm.name, img_size=case.size, **dict(arm.options))
-    elif "adapter" in dict(arm.options):
-        raise ValueError(f"--adapter is for a model's name; {arm.name} is a checkpoint")
+        model = create_model(arm.name, img_size=case.size, **options)
     else:
         model, _, _ = load_model(arm.name)
-        if tokens := dict(arm.options).get("tokens"):
-            retoken(model, tokens)
+        if "tokens" in options:
+            retoken(model, options["tokens"])
+        if "adapter" in options:
+            put_on(model, options["adapter"])
         if case.size is not None:
             model.set_input_size(case.size)
     if arm.fold:

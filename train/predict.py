@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     spec, files = what(args)
     destination = check_destination(args)
-    judge = load(spec, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens)
+    judge = load(
+        spec, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens,
+        adapter=args.adapter,
+    )  # fmt: skip
     answers = []
     for indices, logits in judge.outputs(
         files, batch=args.batch, workers=args.workers, on_error=args.on_error, title="predict"

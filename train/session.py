@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 
 from ..data.folders import existing
+from ..vision.adapters.files import save_adapter
 from ..vision.zoo import list_models
 from . import checkpoint
 from .assemble import CALLBACKS, TRAINER, Cli
@@ -37,6 +38,8 @@ class Session:
         self.words, self.options = split_words(args.rest)
         if args.help_all:
             self.options.append("--help")
+        if getattr(args, "adapter", None):
+            self.options = ["--model.adapter", args.adapter, *self.options]
 
     def run(self) -> int:
         with calm(), one_line_errors():
@@ -157,6 +160,8 @@ class Session:
                 )
         if not trainer.is_global_zero:
             return SUCCESS
+        if best is not None and not trainer.fast_dev_run and (folder := save_own(best, cli.folder)):
+            report["adapter"] = str(folder)
         for name in ("curves", "predictions", "confusion"):
             if (picture := cli.folder / f"{name}.png").is_file():
                 report[name] = str(picture)
@@ -265,6 +270,16 @@ class Session:
         width = max(map(len, report))
         for key, value in report.items():
             print(f"{key:<{width}}  {in_words(value) if isinstance(value, dict) else value}")
+
+
+def save_own(best: str, folder: Path) -> Path | None:
+    """The adapter of the best checkpoint, where it has one, in a folder of its own beside it."""
+    head = checkpoint.read(best).get("patchloom", {})
+    if "adapter" not in head.get("model", {}):
+        return None
+    model, classes, preprocessing = checkpoint.load_model(best)
+    where, trunk = folder / "adapter", head.get("digest")
+    return save_adapter(model, where, classes=classes, preprocessing=preprocessing, trunk=trunk)
 
 
 def has_test_images(module: L.LightningModule, data: L.LightningDataModule | None) -> bool:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..vision.plugins import PLUGINS, Plugin, SeamError, hosts_of, near, plugin, plugins_of
-from ..vision.plugins.words import in_word, in_words, retoken
+from ..vision.plugins import PLUGINS, Plugin, SeamError, hosts_of, plugin, plugins_of
+from ..vision.plugins.words import in_words, retoken
+from ..vision.spelling import in_word, near
 from .bench import cost
 from .measure import Case, Spread, alternate, best_layout, circumstances, step_of, warm
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +62,11 @@ class Backbone(nn.Module):
     """image (B 3 H W) -> one `Tokens` a stage; `channels` and `strides` describe them.
 
     `drop_path` rises linearly from 0 at the first block to its value at the last, where a stage does not share it out
-    otherwise. `specials` are the positions of each stage's special tokens, `special` those of the last.
+    otherwise. `specials` are the positions of each stage's special tokens, `special` those of the last. `tasks` is a
+    seam, Tokens -> Tokens before each block: which task they are for, and what adapters share (adapters/tasks.py).
     """
+
+    seams = ("tasks",)
 
     def __init__(self, stages: Sequence[Stage], stem: Stem | None = None, down: Down | None = None, *,
                  patch: int = 4, in_chans: int = 3, drop_path: float = 0.0):  # fmt: skip
@@ -75,7 +78,9 @@ class Backbone(nn.Module):
         self.in_chans, self.drop_path = in_chans, drop_path
         self.channels = [s.dim for s in stages]
         self.strides, self.specials = [self.stem_spec.stride], [self.stem_spec.special]
+        self.prompts = (0, 0)  # where an adapter's tokens stand among those of the last stage, and how many
         self.grad_checkpointing = False
+        self.tasks: nn.Module | None = None
         self.stem = self.stem_spec.build(in_chans, stages[0].dim)
         total, past = sum(s.depth for s in stages), 0
         self.stages = nn.ModuleList()
@@ -94,6 +99,11 @@ class Backbone(nn.Module):
             self.stages.append(StageBlocks(step, blocks, None if s.norm is None else s.norm.build(s.dim)))
             past += s.depth
 
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        return {"stages": self.specs, "stem": self.stem_spec, "down": self.down_spec, "in_chans": self.in_chans,
+                "drop_path": self.drop_path}  # fmt: skip
+
     @property
     def special(self) -> tuple[int, ...]:
         return self.specials[-1]
@@ -106,6 +116,14 @@ class Backbone(nn.Module):
             every = [(i, j) for i, s in enumerate(self.specs) for j in range(s.depth)]
             return every if len(every) >= 3 else [(0, -1), *every]
         return [(i, s.depth - 1) for i, s in enumerate(self.specs)]
+
+    def module_at(self, stage: int, block: int) -> str:
+        """The name of the module after which (stage, block) of `taps` is taken."""
+        return f"stages.{stage}.blocks.{block}" if block >= 0 else "stem"
+
+    def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """(H, W) of each stage's tokens for an image of `size`."""
+        return grids(self.specs, self.stem_spec, self.down_spec, size, self.in_chans)
 
     def forward(self, image: Tensor) -> list[Tokens]:
         ends = [(i, s.depth - 1) for i, s in enumerate(self.specs)]
@@ -138,6 +156,8 @@ class Backbone(nn.Module):
         return t, taken
 
     def step(self, block: nn.Module, t: Tokens) -> Tokens:
+        if self.tasks is not None:
+            t = self.tasks(t)
         if self.grad_checkpointing and torch.is_grad_enabled():
             return cast(Tokens, checkpoint(block, t, use_reentrant=False))
         return cast(Tokens, block(t))

@@ -29,16 +29,19 @@ class Seams(nn.Module):
 
     before_block  Tokens -> Tokens
     after_norm    Tokens -> Tokens, on the normalised tokens that the mixer is about to take
+    on_mixer      (Tokens, y) -> y: what the mixer makes (B N C) of the tokens it took, before its residual
     after_mixer   (Tokens, probe) -> Tokens, behind the mixer's residual; probe holds what the mixer `offers`
     around_ffn    (Tokens, y, normed, then) -> B N C: the stream behind the MLP, in blocks with one after the mixer;
                   y is what the norm before the MLP took; then(x, normed) computes the stream of the rows that it is
                   given; then(x, normed, back) makes rows of x out of what the MLP says to those of normed
+    on_ffn        (Tokens, y) -> y: what the MLP makes (B N C) of the tokens it took, before its residual; in blocks
+                  whose MLP takes the whole grid, which have this in place of `around_ffn`
     after_block   Tokens -> Tokens
 
     Mixers that attend have one more, `attending`: (q, k, v, bias, Tokens) -> B h N d, in place of `attend`.
     """
 
-    seams: tuple[str, ...] = ("before_block", "after_norm", "after_mixer", "after_block")
+    seams: tuple[str, ...] = ("before_block", "after_norm", "on_mixer", "after_mixer", "after_block")
     needs_grid = False  # whether something beside its mixer and its MLP does
     mixer: nn.Module
 
@@ -46,8 +49,10 @@ class Seams(nn.Module):
         super().__init__()
         self.before_block: nn.Module | None = None
         self.after_norm: nn.Module | None = None
+        self.on_mixer: nn.Module | None = None
         self.after_mixer: nn.Module | None = None
         self.around_ffn: nn.Module | None = None
+        self.on_ffn: nn.Module | None = None
         self.after_block: nn.Module | None = None
 
     def mix(self, t: Tokens, normed: Tensor) -> tuple[Tensor, Probe | None]:
@@ -56,7 +61,8 @@ class Seams(nn.Module):
         if self.after_norm is not None:
             n = self.after_norm(n)
         probe: Probe | None = None if self.after_mixer is None else {}
-        return self.mixer(n, probe), probe
+        y = self.mixer(n, probe)
+        return y if self.on_mixer is None else self.on_mixer(n, y), probe
 
     def feed(self, t: Tokens, y: Tensor, normed: Tensor, add: Add, ffn: nn.Module) -> Tokens:
         """add(t.x, ffn(normed)), where normed is the norm of y; for blocks whose seams include `around_ffn`."""
@@ -96,9 +102,9 @@ class Block(Seams):
         return self.feed(t, t.x, self.norm2(t.x), self.add2, self.ffn)
 
     def fold_(self) -> None:
-        if self.after_norm is None:  # what stands there looks at normalised tokens
+        if self.after_norm is None and self.on_mixer is None:  # what stands there looks at normalised tokens
             self.norm1 = into_readers(self.norm1, entries(self.mixer))
-        if self.around_ffn is None:
+        if self.around_ffn is None and self.on_ffn is None:
             self.norm2 = into_readers(self.norm2, entries(self.ffn))
 
 

@@ -18,6 +18,8 @@ FEW = 1 << 16  # activations, over which a batch norm takes less time than it ta
 class ConvNorm(nn.Module):
     """act(norm(conv(m))) on a map B H W C -> B H' W' C'; padding of kernel // 2 unless told otherwise."""
 
+    projections = ("conv",)
+
     def __init__(self, dim: int, out: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, bias: bool = False,
                  padding: int | None = None, act: str | None = None, eps: float = 1e-5):  # fmt: skip
         super().__init__()
@@ -27,7 +29,7 @@ class ConvNorm(nn.Module):
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def forward(self, m: Tensor) -> Tensor:
-        if self.plain() and short(m, self.conv.weight) and self.pays(m):
+        if self.plain() and still(self) and short(m, self.conv.weight) and self.pays(m):
             return self.at_once(m)
         return self.act(self.norm(self.conv(m.permute(0, 3, 1, 2))).permute(0, 2, 3, 1))  # type: ignore[no-any-return]
 
@@ -47,7 +49,7 @@ class ConvNorm(nn.Module):
         return y if act else self.act(y)
 
     def fold_(self) -> None:
-        if isinstance(self.norm, nn.BatchNorm2d):
+        if isinstance(self.norm, nn.BatchNorm2d) and type(self.conv) is nn.Conv2d:
             self.conv = absorbed(self.conv, self.norm)
             self.norm = nn.Identity()
 
@@ -62,6 +64,11 @@ def worth(norm: nn.Module, weight: Tensor, rows: int) -> bool:
     """Whether putting the norm into the layer's weights, anew at every call, costs less than applying it to what comes
     out (rows C): no where that is little."""
     return type(norm) is nn.Identity or rows * weight.shape[0] >= max(weight.numel(), FEW)
+
+
+def still(module: nn.Module) -> bool:
+    """Whether nothing of the module learns: an adapter may train a norm or a bias of frozen weights."""
+    return not (torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()))
 
 
 def short(*tensors: Tensor) -> bool:
@@ -114,7 +121,7 @@ class LinearNorm(nn.Module):
         self.act = nn.Identity() if act is None else ACTIVATIONS[act]()
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.plain() and short(x, self.linear.weight) and x.numel() and self.pays(x):
+        if self.plain() and still(self) and short(x, self.linear.weight) and x.numel() and self.pays(x):
             return self.at_once(x)
         return self.act(self.norm(self.linear(x)))  # type: ignore[no-any-return]
 
@@ -161,7 +168,8 @@ class InvertedBottleneck(nn.Module):
 
     def forward(self, m: Tensor) -> Tensor:
         fc1, mid, fc2 = self.fc1, self.mid, self.fc2
-        if not (self.plain() and short(m, fc1.linear.weight, fc2.linear.weight) and m.numel() and fc1.pays(m)):
+        quick = self.plain() and still(self) and short(m, fc1.linear.weight, fc2.linear.weight)
+        if not (quick and m.numel() and fc1.pays(m)):
             return fc2(mid(fc1(m)))  # type: ignore[no-any-return]
         if not isinstance(mid, ConvNorm):
             return mlp(m, fc1.layer(), fc2.layer())

@@ -38,7 +38,7 @@ class ResidualDepthwise(nn.Module):
         return convolution(m.permute(0, 3, 1, 2), weight, c.bias, 1, 1, c.groups).permute(0, 2, 3, 1)
 
     def fold_(self) -> None:
-        if self.residual:
+        if self.residual and type(self.conv) is nn.Conv2d:
             with torch.no_grad():
                 self.conv.weight[:, 0, 1, 1] += 1
             self.residual = False

@@ -29,11 +29,7 @@ class FeatureInfo(list[dict[str, Any]]):
 def feature_rows(backbone: Backbone, prefix: str) -> list[dict[str, Any]]:
     """A row for each place where `backbone` can show a map."""
     return [
-        {
-            "num_chs": backbone.channels[i],
-            "reduction": backbone.strides[i],
-            "module": f"{prefix}stages.{i}.blocks.{j}" if j >= 0 else f"{prefix}stem",
-        }
+        {"num_chs": backbone.channels[i], "reduction": backbone.strides[i], "module": prefix + backbone.module_at(i, j)}
         for i, j in backbone.taps
     ]
 

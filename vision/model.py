@@ -7,15 +7,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from . import adapters
+from .adapters import adapt, settle
 from .affine import into_readers
-from .backbone import Backbone, grids
+from .backbone import Backbone
 from .features import FeatureInfo, feature_rows, nchw, take, undecayed
 from .fold import fold
 from .heads.classification import AttentionPool, Head, MlpHead, Widen
 from .layers import Linear, is_plain
 from .plugins import attach
 from .plugins.words import from_words
-from .tokens import Tokens
+from .tokens import Tokens, beside
 
 
 class Classifier(nn.Module):
@@ -29,7 +31,7 @@ class Classifier(nn.Module):
 
     def __init__(self, backbone: Backbone, num_classes: int = 1000, head: Head | None = None, *, drop_rate: float = 0.0,
                  global_pool: str | None = None, img_size: int | tuple[int, int] = 224,
-                 tokens: Any = None):  # fmt: skip
+                 tokens: Any = None, adapter: Any = None):  # fmt: skip
         super().__init__()
         self.backbone, self.spec, self.drop_rate = backbone, Head() if head is None else head, drop_rate
         self.num_features = dim = backbone.channels[-1]
@@ -51,9 +53,18 @@ class Classifier(nn.Module):
         self.family: str | None = None
         self.arguments: dict[str, Any] = {}
         self.plugins: tuple[Any, ...] = ()  # what is attached (vision/plugins)
+        self.adapters: Any = None  # what tunes it (vision/adapters)
         self.default_cfg: dict[str, Any] = default_cfg(self, img_size)
         if tokens is not None:
             attach(self, from_words(tokens))
+        if adapter is not None:
+            adapt(self, adapters.from_words(adapter))
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """As `nn.Module.train`; what an adapter froze stays in evaluation mode."""
+        super().train(mode)
+        settle(self)
+        return self
 
     # ------------------------------------------------------------------------------------------------------- forward
 
@@ -85,7 +96,7 @@ class Classifier(nn.Module):
         if self.global_pool == "":
             return self.shown(t)
         if self.spec.pool == "distilled":
-            pair = t.x[:, 0], t.x[:, 1]
+            pair = t.x[:, t.special[0]], t.x[:, t.special[1]]
         else:
             wide = replace(t, x=self.widen(t.x))
             x = self.late_norm(self.pooled(wide))
@@ -133,13 +144,17 @@ class Classifier(nn.Module):
     @property
     def special(self) -> tuple[int, ...]:
         """Where the special tokens stand in what `forward_features` gives."""
-        neck = self.spec.neck
-        return self.backbone.special if neck is None or neck.special is None else neck.special
+        own: tuple[int, ...] | None = getattr(self.neck, "special", None)  # an adapter's neck says so itself
+        if own is None and self.spec.neck is not None:
+            own = self.spec.neck.special
+        return beside(self.backbone.special, *self.backbone.prompts) if own is None else own
 
     def places(self, length: int) -> tuple[int, ...]:
         """`special` in a sequence of `length` tokens."""
-        stem = self.backbone.stem_spec
-        return stem.places(length) if self.special == stem.special else tuple(p % length for p in self.special)
+        stem, (at, n) = self.backbone.stem_spec, self.backbone.prompts
+        if self.special == beside(stem.special, at, n):
+            return beside(stem.places(length - n), at, n)
+        return tuple(p % length for p in self.special)
 
     @property
     def feature_info(self) -> FeatureInfo:
@@ -282,7 +297,7 @@ def pool_size(backbone: Backbone, size: Sequence[int]) -> tuple[int, int] | None
     """(h, w) of the last map for an image of `size`; None where special tokens stand beside it."""
     if backbone.special:
         return None
-    return grids(backbone.specs, backbone.stem_spec, backbone.down_spec, (size[0], size[1]), backbone.in_chans)[-1]
+    return backbone.grids((size[0], size[1]))[-1]
 
 
 def default_cfg(model: Classifier, img_size: int | tuple[int, int]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Rules:
     `copies`: names of theirs under which another's tensor stands once more (shared weights): equal, or absent.
     `ones`: scales of ours that are 1 where a file has none of them.
     `check`: buffers that can be computed: dropped, but first compared with what it gives, where it gives something.
+    `moved`: beginnings of our names -> where an adapter has put what is called so.
     """
 
     rename: tuple[tuple[str, str], ...]
@@ -58,6 +59,7 @@ class Rules:
     split: tuple[str, ...] = ()
     stacked: tuple[tuple[str, int], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()  # theirs -> theirs
+    moved: tuple[tuple[str, str], ...] = ()  # ours -> ours
 
     def __add__(self, other: "Rules") -> "Rules":
         """Both, as for a family and a plugin in one file; `check` and `number` are those of the first that has one."""

@@ -35,6 +35,6 @@ def unplain(value: Any) -> Any:
     if module not in sys.modules and not module.startswith(package + "."):
         raise ValueError(f"the model is made of {value['class_path']}: import {module} before you load it")
     found = getattr(import_module(module), kind, None)
-    if not isinstance(found, type) or not (is_dataclass(found) or found in (Backbone, Classifier)):
+    if not isinstance(found, type) or not (is_dataclass(found) or issubclass(found, (Backbone, Classifier))):
         raise ValueError(f"{value['class_path']} is no part of a model")
     return found(**{k: unplain(v) for k, v in value["init_args"].items()})

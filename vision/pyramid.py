@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .adapters import settle
 from .backbone import Backbone
 from .features import FeatureInfo, feature_rows, nchw, spread, take, undecayed
 from .fold import fold
@@ -31,7 +32,14 @@ class Pyramid(nn.Module):
         self.family: str | None = None
         self.arguments: dict[str, Any] = {}
         self.plugins: tuple[Any, ...] = ()  # what is attached (vision/plugins)
+        self.adapters: Any = None  # what tunes it (vision/adapters)
         self.default_cfg: dict[str, Any] = {}
+
+    def train(self, mode: bool = True) -> "Pyramid":
+        """As `nn.Module.train`; what an adapter froze stays in evaluation mode."""
+        super().train(mode)
+        settle(self)
+        return self
 
     def forward(self, image: Tensor) -> list[Tensor]:
         taken = self.backbone.walk(image, self.wanted, stop=True)[1]

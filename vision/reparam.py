@@ -77,7 +77,7 @@ class Branches(nn.Module):
 
     @torch.no_grad()
     def fold_(self) -> None:
-        if self.branches is None:
+        if self.branches is None or not all(type(branch.conv) is nn.Conv2d for branch in self.branches):
             return
         convs = [folded(branch) for branch in self.branches]
         size = max(c.kernel_size[0] for c in convs)

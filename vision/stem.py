@@ -17,7 +17,7 @@ from .mixers.convolution import convolve
 from .norm import Norm
 from .position import Position
 from .spec import Spec
-from .tokens import Tokens
+from .tokens import Tokens, in_front
 
 P = TypeVar("P", bound="Positioned")
 
@@ -26,16 +26,18 @@ class Convolution(nn.Module):
     """norm -> convolution -> norm, either norm optional, on a map. `pad`: zeros at right and bottom up to a multiple of
     the stride; otherwise the convolution's own padding and rounding."""
 
+    projections = ("conv",)
+
     def __init__(self, conv: nn.Conv2d, before: nn.Module | None, after: nn.Module | None, pad: bool = False):
         super().__init__()
         self.before = nn.Identity() if before is None else before
         self.conv, self.pad = conv, pad
-        self.kernel, self.border = conv.kernel_size[0], int(conv.padding[0])
+        self.kernel, self.border, self.stride = conv.kernel_size[0], int(conv.padding[0]), conv.stride
         self.norm = nn.Identity() if after is None else after
 
     def forward(self, m: Tensor) -> Tensor:  # B H W C
         m = self.before(m)
-        down, right = self.conv.stride
+        down, right = self.stride
         if self.pad and not (always(m.shape[1] % down == 0) and always(m.shape[2] % right == 0)):
             m = F.pad(m, (0, 0, 0, missing(m.shape[2], right), 0, missing(m.shape[1], down)))
         h, w = m.shape[1:3]
@@ -46,7 +48,7 @@ class Convolution(nn.Module):
         return self.norm(convolve(self.conv, m))  # type: ignore[no-any-return]
 
     def fold_(self) -> None:
-        if unhooked(self.conv):
+        if isinstance(self.conv, nn.Conv2d) and unhooked(self.conv):
             self.norm = into_convolution(self.norm, self.conv)
 
 
@@ -86,9 +88,12 @@ class ConvTokens(nn.Module):
 
 class Interleave(nn.Module):
     """Four neighbours become one token of another width (Swin's patch merging): norm(4C), then a linear layer. The
-    lower left comes before the upper right, as published; odd sides get a row or column of zeros."""
+    lower left comes before the upper right, as published; odd sides get a row or column of zeros. Special tokens, in
+    front of the patches, are four neighbours each."""
 
-    projections = ("reduction",)
+    projections: tuple[str, ...] = ("reduction",)
+    takes_special = True
+    reduction: nn.Module
 
     def __init__(self, dim: int, out: int, norm: Norm):
         super().__init__()
@@ -101,6 +106,8 @@ class Interleave(nn.Module):
             m = F.pad(m, (0, 0, 0, missing(w, 2), 0, missing(h, 2)))
         h, w = m.shape[1] // 2, m.shape[2] // 2
         x = m.view(b, h, 2, w, 2, c).permute(0, 1, 3, 4, 2, 5).reshape(b, h * w, 4 * c)  # columns outside, rows inside
+        if t.special:
+            x = torch.cat([in_front(t).repeat(1, 1, 4), x], 1)
         return replace(t, x=self.reduction(self.norm(x)), grid=(h, w))
 
     def fold_(self) -> None:

@@ -39,6 +39,7 @@ class Tokens:
     place: Tensor | None = None  # B N: where each token stood when none was gone, for mixers that close no gaps
     lost: Tensor | None = None  # B H*W C: what patches held when they were dropped; None: nobody kept it
     window: int | None = None  # the side of windows that were made smaller; None: the mixer's own
+    task: str | None = None  # whose adapters act, where several tasks share them (adapters/tasks.py); None: nobody said
 
     def patches(self) -> Tensor:
         """B H*W C: the tokens that stand for patches, in raster order."""
@@ -95,6 +96,19 @@ def unmerge(t: Tokens) -> Tensor:
         return t.patches()
     there = t.source[..., None] >= 0
     return rows(t.x, t.source.clamp(min=0)).where(there, 0 if t.lost is None else t.lost)
+
+
+def beside(special: tuple[int, ...], at: int, n: int) -> tuple[int, ...]:
+    """`special` once n more special tokens stand at `at`, and those; negative positions count from the end."""
+    return (*(p + n if p >= at else p for p in special), *range(at, at + n))
+
+
+def in_front(t: Tokens) -> Tensor:
+    """B k C: the special tokens, which have to stand before the patches."""
+    k = len(t.special)
+    if sorted(t.special) != list(range(k)):
+        raise ValueError(f"special tokens at {t.special}: they are wanted in front of the patches")
+    return t.x[:, :k]
 
 
 def rows(x: Tensor, at: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .adapters import Adapter, adapter_of, book, in_words, own_state, unadapted
 from .count import is_counter
 from .families import FAMILIES
 from .model import Classifier
@@ -49,7 +50,8 @@ def load_published(
     source: whose names they are ("published", "timm", "ours"); None finds out. A pyramid leaves out exactly the head
     and the last norm that its family lists; its norms per stage stay fresh where a classifier's file has none. So do
     the weights of attached plugins where a file has none of them; else it must fill them all, under the names that the
-    plugin says (`plugins.Published`).
+    plugin says (`plugins.Published`), which an adapter may do too; the file of another adapter's model is that of its
+    trunk and of the head that it has without the adapter.
     fresh_head: leave the checkpoint's head out (another number of classes).
     Raises ValueError, and changes nothing, where a name fits no rule, a tensor of ours stays empty, or a shape differs.
     """
@@ -57,7 +59,18 @@ def load_published(
         raise ValueError(
             f"{type(model).__name__} is no model of this suite; load_published takes a Classifier or a Pyramid"
         )
-    extra = [p.published(hosts_of(model)) for p in plugins_of(model) if isinstance(p, Published)]
+    adapter = adapter_of(model)
+    fitted = [] if (there := book(model)) is None else [f.adapter for f in there.fitted.values()]
+    if late := next((a for a in fitted if getattr(a, "begins_in_weights", False)), None):
+        words = in_words(late)
+        raise ValueError(
+            f"{words} began with the weights that the model has now; take it off, load these, put it on again"
+        )
+    if adapter is not None and not holds(state_dict, model, adapter):  # nothing of the adapter: the file is the trunk's
+        with unadapted(model):
+            return load_published(model, state_dict, source=source, fresh_head=fresh_head)
+    added: list[object] = [*plugins_of(model), adapter]
+    extra = [p.published(hosts_of(model)) for p in added if isinstance(p, Published)]
     rules = {s: sum(extra, r) for s, r in FAMILIES[model.family].RULES.items()} if model.family else {}
     if source is not None and source not in (*rules, "ours"):
         raise ValueError(f"source {source!r}: {model.name or 'this model'} has names of {', '.join((*rules, 'ours'))}")
@@ -73,12 +86,22 @@ def load_published(
     return best.report
 
 
+def holds(state: Mapping[str, Tensor], model: nn.Module, adapter: Adapter) -> bool:
+    """Whether these are weights of the adapter too: under the names that it says somebody published, or under ours."""
+    if not isinstance(adapter, Published):
+        return False
+    rules = adapter.published(hosts_of(model))
+    theirs = (*(pattern for pattern, _ in (*rules.rename, *rules.stacked)), *rules.split)
+    return any(matches(theirs, name) for name in state) or set(state) <= set(model.state_dict())
+
+
 class Attempt:
     """One set of rules tried on a checkpoint: what goes where, and what stands in the way. Touches nothing yet."""
 
     def __init__(self, model: Model, state: Mapping[str, Tensor], source: str, rules: Rules | None, fresh_head: bool):
         self.model, self.rules, self.report = model, rules, Report(source)
-        self.own, self.plugged = dict(model.state_dict()), plugged(model)
+        tuned = [name for name in own_state(model) if name.split(".")[0] not in HEADS]
+        self.own, self.plugged = dict(model.state_dict()), (*plugged(model), *tuned)
         self.filled: dict[str, Tensor] = {}
         self.pieces: dict[str, dict[int, Tensor]] = {}
         self.problems: list[str] = []
@@ -184,12 +207,20 @@ class Attempt:
         if isinstance(self.model, Pyramid) and self.model.norms:
             rename = (*self.rules.dense, *rename)
         found = (m.expand(to) for theirs, to in rename if (m := re.fullmatch(theirs, name)))
-        for n in found:
+        for n in (self.moved(n) for n in found):
             if (m := re.fullmatch(r"(.*)\[(\d)/(\d)\]", n)) and m[1] in self.own:
                 return m[1], int(m[2]) - 1, int(m[3])
             if n in self.own:
                 return n, 0, 1
         return None, 0, 1
+
+    def moved(self, ours: str) -> str:
+        """That name of ours where an adapter has moved what is called so."""
+        for here, there in () if self.rules is None else self.rules.moved:
+            new = there + ours.removeprefix(here)
+            if ours.startswith(here) and new.partition("[")[0] in self.own:
+                return new
+        return ours
 
     def fill(self, name: str, ours: str, value: Tensor) -> None:
         want = self.own[ours].shape

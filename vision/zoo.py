@@ -11,7 +11,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from .backbone import Backbone
+from . import adapters
+from .adapters import adapt, adapter_of, unadapted
 from .families import FAMILIES
 from .model import Classifier, Head, pool_size
 from .network import Network
@@ -131,8 +132,6 @@ def create_model(
         raise ValueError(f"in_chans {in_chans}: an image has at least 1 channel")
     if drop_path_rate is not None and not 0 <= drop_path_rate <= 1:
         raise ValueError(f"drop_path_rate {drop_path_rate} is no probability")
-    if adapter is not None:
-        raise ValueError(f"adapter {adapter!r}: there are no adapters yet")
     if feature_cls not in (None, "getter"):
         raise ValueError(f"feature_cls {feature_cls!r}: features are taken by one way only; leave it out")
     arguments: dict[str, Any] = {
@@ -154,6 +153,8 @@ def create_model(
     if tokens is not None:
         attach(model, from_words(tokens))
     load(model, found, pretrained, checkpoint_path)
+    if adapter is not None:
+        adapt(model, adapters.from_words(adapter))
     return model
 
 
@@ -298,11 +299,13 @@ def get_pretrained_cfg_value(name: str, key: str) -> Any:
 
 def describe(model: nn.Module) -> dict[str, Any]:
     """The model as plain values, enough for `rebuild`: {"name", "arguments"} of a published one, {"class_path",
-    "init_args"} of one that was put together by hand; with "tokens", the plugins that are attached, if any are."""
+    "init_args"} of one that was put together by hand; with "tokens", the plugins that are attached, if any are, and
+    "adapter", the one that is on, if one is."""
     if not isinstance(model, Classifier):
         return plain_of_foreign(model)
-    attached = [plain(p) for p in plugins_of(model)]
-    return bare(model) | ({"tokens": attached} if attached else {})
+    attached, adapter = [plain(p) for p in plugins_of(model)], adapter_of(model)
+    on = {"tokens": attached, "adapter": None if adapter is None else plain(adapter)}
+    return bare(model) | {key: value for key, value in on.items() if value}
 
 
 def bare(model: Classifier) -> dict[str, Any]:
@@ -314,10 +317,10 @@ def bare(model: Classifier) -> dict[str, Any]:
             "img_size": list(model.default_cfg["input_size"][1:]),
         }
         return {"name": model.name, "arguments": arguments}
-    b = model.backbone
-    backbone = {"stages": [plain(s) for s in b.specs], "stem": plain(b.stem_spec), "down": plain(b.down_spec),
-                "in_chans": b.in_chans, "drop_path": b.drop_path}  # fmt: skip
-    arguments = {"backbone": {"class_path": path_of(Backbone), "init_args": backbone}, "head": plain(model.spec),
+    with unadapted(model):  # an adapter may stand in place of them
+        b, head = model.backbone, model.spec
+    backbone = {key: plain(value) for key, value in b.arguments().items()}
+    arguments = {"backbone": {"class_path": path_of(type(b)), "init_args": backbone}, "head": plain(head),
                  "num_classes": model.num_classes, "drop_rate": model.drop_rate,
                  "img_size": list(model.default_cfg["input_size"][1:])}  # fmt: skip
     return {"class_path": path_of(Classifier), "init_args": arguments}
@@ -344,6 +347,8 @@ def rebuild(description: Mapping[str, Any]) -> nn.Module:
             raise ValueError(f"{description['class_path']} is no Classifier")
     for each in description.get("tokens", ()):
         attach(model, unplain(each))
+    if "adapter" in description:
+        adapt(model, unplain(description["adapter"]))
     return model
 
 

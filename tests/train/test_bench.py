@@ -159,7 +159,7 @@ def test_a_run_of_ones_own_is_measured(tmp_path: Path) -> None:
     torch.testing.assert_close(built.state_dict(), model.state_dict())
     with pytest.raises(ValueError, match="TimmClassifier has no blocks with seams"):
         measure.build(Arm(str(tmp_path), (("tokens", "tome:r=8"),)), Case())
-    with pytest.raises(ValueError, match=r"--adapter is for a model's name; .* is a checkpoint"):
+    with pytest.raises(ValueError, match="TimmClassifier is no model of this suite, and takes no adapter"):
         measure.build(Arm(str(tmp_path), (("adapter", "lora:r=8"),)), Case())
 
 

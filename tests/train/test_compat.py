@@ -6,6 +6,7 @@ import pytest
 
 from patchloom.train import compat
 from patchloom.train.cli import main
+from patchloom.vision.adapters import ADAPTERS
 from patchloom.vision.plugins import PLUGINS
 
 
@@ -16,7 +17,28 @@ def said(capsys: pytest.CaptureFixture[str], *line: str) -> str:
 
 def test_the_page_is_up_to_date() -> None:
     """`patchloom compat --write` writes it."""
+    text = compat.PAGE.read_text()
+    assert text.startswith(
+        f"{compat.INTRODUCTION}\n{compat.section(compat.matrix())}\n\n{compat.ADAPTERS_INTRODUCTION}"
+    )
+    assert text.endswith(f"\n\n{compat.onnx()}")
+
+
+@pytest.mark.slow
+def test_the_whole_page_is_up_to_date() -> None:
     assert compat.PAGE.read_text() == compat.page()
+
+
+def test_adapters_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = json.loads(said(capsys, "swin_tiny", "--adapters", "--json"))
+    assert [(c["variant"], c["method"]) for c in cells] == [("swin_tiny", a) for a in ADAPTERS]
+    found = {c["method"]: c for c in cells}
+    assert found["lora"]["works"]
+    assert not found["hst"]["works"]
+    assert found["hst"]["part"] == "WindowAttention"
+    assert "no meta tokens" in found["hst"]["why"]
+    header = said(capsys, "swin_tiny", "--adapters").splitlines()[0].split()
+    assert header == ["variant", *ADAPTERS]
 
 
 def test_json_is_one_list_with_every_plugin(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,10 @@ from lightning.pytorch.cli import LightningCLI
 from PIL import Image
 
 import patchloom
+from patchloom.train import checkpoint
 from patchloom.train.classify import Classify
 from patchloom.train.recipes import recipes
+from patchloom.vision.zoo import create_model
 
 RECIPES = {recipe.name: recipe for recipe in recipes()}
 CONFIGS = Path(patchloom.__file__).parent / "configs"
@@ -20,11 +22,13 @@ EXPECTED = {
     "folder/swin_tiny", "folder/convnext_tiny",
     "folder/cct_7", "imagenet/swin_tiny", "imagenet/convnext_tiny", "imagenet/poolformer_s12",
     "imagenet/caformer_s18", "imagenet/deit_small_patch16_224",
+    "transfer/vit", "transfer/windows", "transfer/scan", "transfer/flowers",
     "shapes/resformer_sizes", "imagenet/resformer_tiny", "imagenet/illama_tiny", "imagenet/vit_resnas_tiny",
 }  # fmt: skip
 SMALL = {  # a shrunk stand-in of the same family where the recipe's own network would take seconds a step
     "imagenet/caformer_s18": ["--model.model.img_size", "32"],
     "imagenet/vit_resnas_tiny": ["--model.model.img_size", "112"],  # four cells
+    "transfer/flowers": ["--data.preprocessing.input_size", "[3, 32, 32]"],
     "imagenet/deit_small_patch16_224": ["--model.model.name", "deit_tiny_patch16_224"],
     "imagenet/ia_red_deit_small": [
         *("--model.model.name", "deit_tiny_patch16_224", "--model.loss.learns", "backbone"),
@@ -50,6 +54,10 @@ def photographs(tmp_path_factory):
                 (folder := root / kind / split / name).mkdir(parents=True)
                 for i in range(4):
                     Image.new("RGB", (40, 36), (60 * i, 120 * c, 30)).save(folder / f"{i}.png")
+    model = create_model("cct_2_3x2_32")  # of the run that a recipe may begin with
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    head = checkpoint.header(model, [str(i) for i in range(10)], checkpoint.preprocessing_of(model))
+    checkpoint.save({"patchloom": head, "state_dict": state}, root / "run" / "last.ckpt")
     return root
 
 
@@ -63,6 +71,8 @@ def command(name: str, photographs: Path) -> list[str]:
         lines += ["--data.train_length", "4", "--data.val_length", "2"]
     else:
         lines += ["--data.root", str(photographs / ("imagenet" if name.startswith("imagenet") else "own"))]
+    if "spec" in ours["init_args"]:
+        lines += ["--model.model.spec", str(photographs / "run")]
     if "pretrained" in ours["init_args"]:
         lines += ["--model.model.pretrained", "false"]
     if ours["init_args"].get("name", "x_32")[-3:] != "_32":
@@ -146,7 +156,9 @@ def test_a_recipe_trains_a_step(name, photographs, tmp_path):
     moved = [
         k for k in after if after[k].shape != before.get(k, after[k]).shape or not torch.equal(after[k], before[k])
     ]
-    assert len(moved) > 0.8 * len(after)
+    learning = [k for k, p in after.items() if p.requires_grad]
+    assert len(moved) > 0.8 * len(learning)
+    assert set(moved) <= set(learning)
     assert set(made.trainer.callback_metrics) >= {"val/loss", "val/top1"}
 
 

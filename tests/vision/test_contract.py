@@ -1,27 +1,18 @@
 """What every variant keeps, in a tiny form: shapes and strides, gradients, batches, checkpointing, saving, any size."""
 
 import copy
-import re
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
-from vision_tiny import distinct, tiny_classifier, tiny_pyramid
+from vision_tiny import distinct, tiny_classifier, tiny_pyramid, without_effect
 
 from patchloom.vision.zoo import VARIANTS, create_model, describe, list_models, rebuild
 
 NAMES = distinct()
 FEW = 4  # structures of a family that the default run tries; the rest is slow
 SIZES = [(64, 64), (96, 160), (97, 131)]
-NO_EFFECT = {  # parameters of the original that no output depends on: their gradient is zero up to rounding
-    r"poolformer_.*": r".*norm1\.bias",  # pooling minus identity cancels constants
-    r"(cct|cvt)_.*": r"attention_pool\.score\.bias",  # so does a softmax
-    r"cvt_(13|21|w24).*": r".*stages\.2\.blocks\.1\.mixer\.conv_q\..*",  # only the class token goes on: unconvolved
-    r"resformer_.*": r".*blocks\.1\.mixer\.local\..*",  # of the last block only the class token goes on, which has none
-    r"gmm_pit.*": r".*stages\.2\.blocks\.1\.mixer\.mask\..*",  # only the class token goes on, which no mask weighs
-    r"gmm_cait_slm.*": r".*mixer\.before",  # its matrix begins at 0, and so do all scores that this mixes
-}
 
 
 def ranked():
@@ -38,10 +29,6 @@ MOST = list(ranked())
 
 def image(size=(64, 64), batch=2, seed=0):
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def without_effect(model: str, parameter: str) -> bool:
-    return any(re.fullmatch(m, model) and re.fullmatch(p, parameter) for m, p in NO_EFFECT.items())
 
 
 def test_every_structure_is_tried():
@@ -73,7 +60,7 @@ def test_every_parameter_gets_a_gradient(name):
     out = model(image((96, 160)))
     sum(y.square().mean() for y in (out if isinstance(out, tuple) else (out,))).backward()
     dead = [
-        n for n, p in model.named_parameters() if p.grad is None or (not p.grad.any() and not without_effect(name, n))
+        n for n, p in model.named_parameters() if (p.grad is None or not p.grad.any()) and not without_effect(name, n)
     ]
     assert not dead
 

@@ -8,8 +8,9 @@ from plugin_parts import every_parameter_learns, total
 from torch import nn
 
 from patchloom.vision.block import Seams
-from patchloom.vision.plugins import SeamError, attach, attached, plugin, read
+from patchloom.vision.plugins import SeamError, attach, attached, plugin
 from patchloom.vision.plugins.merge import Merge, MergeLayer, match, merge, removable
+from patchloom.vision.spelling import read
 from patchloom.vision.tokens import Tokens, unmerge
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import create_model

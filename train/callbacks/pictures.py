@@ -68,11 +68,13 @@ class Pictures(L.Callback):
             self.logits = None
 
     def _end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            return
+        folder = trainer.log_dir or trainer.default_root_dir  # all processes ask: the first tells the others
         collection, self.collection = self.collection, None
         if collection is None:
             return
         self.handle.remove()
-        folder = trainer.log_dir or trainer.default_root_dir
         Path(folder).mkdir(parents=True, exist_ok=True)
         share = collection.correct / max(collection.seen, 1)
         what = "test" if trainer.state.fn == "test" else "validation"

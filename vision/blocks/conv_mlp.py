@@ -35,7 +35,7 @@ class ConvMlp(nn.Module):
 
     def forward(self, t: Tokens) -> Tensor:
         m = t.map()
-        if not eager_float32(m) or (torch.is_grad_enabled() and self.fc1.weight.requires_grad):
+        if not (eager_float32(m) and is_plain(self.fc1)) or (torch.is_grad_enabled() and self.fc1.weight.requires_grad):
             return self.through(m).flatten(1, 2)
         each = m.shape[1] * m.shape[2] * self.fc1.out_features  # images at a time as in kernels/mlp.py
         parts = [self.through(m[a]) for a in slices(m.shape[0], each)]
@@ -60,9 +60,10 @@ class ResidualConvMlp(ConvMlp):
 
 
 class ConvMlpBlock(Block):
-    """[position] -> norm1 -> mixer -> add1 -> [after_mixer] -> norm2 -> ffn -> add2, where the ffn takes the grid."""
+    """[position] -> norm1 -> mixer -> add1 -> [after_mixer] -> norm2 -> ffn -> [on_ffn] -> add2, where the ffn takes
+    the grid."""
 
-    seams = Seams.seams
+    seams = (*Seams.seams, "on_ffn")
 
     def __init__(self, mixer: nn.Module, ffn: ConvMlp, norms: tuple[nn.Module, nn.Module], adds: tuple[Add, Add],
                  position: nn.Module | None = None):  # fmt: skip
@@ -76,7 +77,9 @@ class ConvMlpBlock(Block):
         t = replace(t, x=self.add1(t.x, y))
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
-        return replace(t, x=self.add2(t.x, self.ffn(replace(t, x=self.norm2(t.x)))))
+        n = replace(t, x=self.norm2(t.x))
+        y = self.ffn(n)
+        return replace(t, x=self.add2(t.x, y if self.on_ffn is None else self.on_ffn(n, y)))
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,10 @@ class ResidualBlock(Seams):
 
 
 class ConvBlock(Seams):
-    """mixer -> add1 -> [after_mixer] -> ffn on the map -> add2; what norms there are stand inside the branches."""
+    """mixer -> add1 -> [after_mixer] -> ffn on the map -> [on_ffn] -> add2; what norms there are stand inside the
+    branches."""
 
-    needs_grid = True
+    seams, needs_grid = (*Seams.seams, "on_ffn"), True
 
     def __init__(self, mixer: nn.Module, ffn: nn.Module, adds: tuple[Add, Add]):
         super().__init__()
@@ -42,7 +43,8 @@ class ConvBlock(Seams):
         t = replace(t, x=self.add1(t.x, y))
         if self.after_mixer is not None:
             t = self.after_mixer(t, probe)
-        return replace(t, x=self.add2(t.x, self.ffn(t.map()).flatten(1, 2)))
+        y = self.ffn(t.map()).flatten(1, 2)
+        return replace(t, x=self.add2(t.x, y if self.on_ffn is None else self.on_ffn(t, y)))
 
 
 class LocalBlock(Seams):

@@ -24,12 +24,12 @@ class ReplacingBlock(Seams):
 
 @dataclass(frozen=True)
 class Replacing(BlockSpec):
-    """A mixer and a norm behind it, nothing else."""
+    """A mixer and a norm behind it, or not even that."""
 
-    norm: Norm = Norm()
+    norm: Norm | None = Norm()
 
     def build(self, dim: int, index: int, mixer: nn.Module, ratio: float, scale: float | None,
               drop_path: float) -> nn.Module:  # fmt: skip
         if scale is not None or drop_path:
             raise ValueError(f"scale={scale}, drop_path={drop_path}: a block without residual has neither")
-        return ReplacingBlock(mixer, self.norm.build(dim))
+        return ReplacingBlock(mixer, nn.Identity() if self.norm is None else self.norm.build(dim))

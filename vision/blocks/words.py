@@ -73,7 +73,7 @@ class WordsBlock(Block):
 class SentenceAttention(SelfAttention):
     """Attention of the sentences, each of which keeps its place: its words belong to it."""
 
-    needs_grid = True
+    needs_grid, takes_special = True, True
 
 
 @dataclass(frozen=True)

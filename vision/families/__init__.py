@@ -16,6 +16,7 @@ from . import (
     fmvit,
     gmm_mask,
     illama,
+    mamba_yolo,
     metaformer,
     plainmamba,
     pyramid_tnt,
@@ -32,6 +33,7 @@ from . import (
     vim,
     vir,
     vit,
+    vit_comer,
     vit_resnas,
     vmamba,
     vssd,
@@ -66,4 +68,6 @@ FAMILIES: dict[str, ModuleType] = {
     "plainmamba": plainmamba,
     "vir": vir,
     "pyramid_tnt": pyramid_tnt,
+    "vit_comer": vit_comer,
+    "mamba_yolo": mamba_yolo,
 }

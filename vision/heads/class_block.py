@@ -44,7 +44,7 @@ class ClassBlock(nn.Module):
         token = t.x.mean(1, keepdim=True)
         token = token + self.mixer(self.norm1(torch.cat([token, t.x], 1)))
         token = token + self.ffn(self.norm2(token))
-        return replace(t, x=torch.cat([token, t.x], 1), special=(0,))
+        return replace(t, x=torch.cat([token, t.x], 1), special=(0, *(p + 1 for p in t.special)))
 
 
 @dataclass(frozen=True)

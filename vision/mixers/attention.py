@@ -38,6 +38,11 @@ class SelfAttention(nn.Module):
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C
 
 
+def attend_in(seam: nn.Module | None, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, t: Tokens) -> Tensor:
+    """`attend`, or what stands in the seam `attending` of a mixer."""
+    return attend(q, k, v, bias) if seam is None else seam(q, k, v, bias, t)
+
+
 @dataclass(frozen=True)
 class Global:
     """Attention of every token to every token; `heads` heads that share dim, as many heads of `width` channels as make

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...kernels.attend import attend
 from ..conv import ConvNorm
 from ..layers import Linear
-from ..tokens import Probe, Tokens
+from ..tokens import Probe, Tokens, in_front
 
 
 class ConvAttention(nn.Module):
@@ -18,7 +18,8 @@ class ConvAttention(nn.Module):
     Any map; special tokens, which stand in front, go around the convolutions.
     """
 
-    needs_grid, offers, projections = True, (), ("q", "k", "v", "proj")
+    needs_grid, offers, projections, takes_special = True, (), ("q", "k", "v", "proj"), True
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, heads: int, kernel: int, stride: int):
         super().__init__()
@@ -29,15 +30,16 @@ class ConvAttention(nn.Module):
         self.conv_k = ConvNorm(dim, dim, kernel, stride, groups=dim)
         self.conv_v = ConvNorm(dim, dim, kernel, stride, groups=dim)
         self.q, self.k, self.v, self.proj = (Linear(dim, dim) for _ in range(4))
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
-        m, front = t.map(), len(t.special)
-        if sorted(t.special) != list(range(front)):
-            raise ValueError(f"special tokens at {t.special}: ConvAttention takes them in front of the patches")
-        special = t.x[:, :front]
+        m, special = t.map(), in_front(t)
         parts = ((self.q, self.conv_q), (self.k, self.conv_k), (self.v, self.conv_v))
         q, k, v = (self.split(linear(behind(special, conv(m)))) for linear, conv in parts)
-        y = attend(q, k, v, scale=self.scale)
+        if self.attending is not None:
+            y = self.attending(q * (self.scale * q.shape[-1] ** 0.5), k, v, None, t)
+        else:
+            y = attend(q, k, v, scale=self.scale)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C
 
     def split(self, x: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.attend import attend
 from ...kernels.windows import unwindow, windows
 from ..layers import Linear
 from ..spec import Spec
 from ..tokens import Probe, Tokens
+from .attention import attend_in
 
 Grid = tuple[int, int]
 
@@ -26,6 +26,7 @@ class DecomposedAttention(nn.Module):
     """
 
     needs_grid, offers, projections = True, (), ("qkv", "proj")
+    seams: tuple[str, ...] = ("attending",)
     rescales, dense = True, True  # on a coarser map that a plugin made: smaller windows, the tables interpolated
 
     def __init__(self, dim: int, heads: int, size: int | None, grid: Grid):
@@ -35,21 +36,22 @@ class DecomposedAttention(nn.Module):
         self.heads, self.size = heads, size
         self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
         self.rows, self.columns = (nn.Parameter(torch.zeros(2 * n - 1, dim // heads)) for n in grid)
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()  # B H W C
         h, w = m.shape[1:3]
         if self.size is None:
-            return self.proj(self.attend(t.patches(), (h, w)))  # type: ignore[no-any-return]
+            return self.proj(self.attend(t.patches(), (h, w), t))  # type: ignore[no-any-return]
         s = self.size if t.window is None else t.window
         m = F.pad(m, (0, 0, 0, -w % s, 0, -h % s))
-        y = unwindow(self.proj(self.attend(windows(m, s), (s, s))), m.shape[1], m.shape[2], s)
+        y = unwindow(self.proj(self.attend(windows(m, s), (s, s), t)), m.shape[1], m.shape[2], s)
         return y[:, :h, :w].flatten(1, 2)
 
-    def attend(self, x: Tensor, grid: Grid) -> Tensor:
+    def attend(self, x: Tensor, grid: Grid, t: Tokens) -> Tensor:
         """(B h*w C) -> (B h*w C), every token to every other."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h N d
-        return attend(q, k, v, self.bias(q.unflatten(2, grid))).transpose(1, 2).flatten(2)
+        return attend_in(self.attending, q, k, v, self.bias(q.unflatten(2, grid)), t).transpose(1, 2).flatten(2)
 
     def bias(self, q: Tensor) -> Tensor:
         """(B h H W d) -> (B h N N): what each pair's offset adds to its score."""

@@ -3,20 +3,21 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.attend import attend
 from ...kernels.distance_bias import distance_bias
-from ...kernels.windows import attend_windows
+from ...kernels.windows import attend_beside, attend_windows
 from ..layers import Linear
 from ..norm import Norm
 from ..position import resize
 from ..spec import Spec
 from ..tokens import Probe, Tokens
+from .attention import attend_in
 
 Grid = tuple[int, int]
 
@@ -59,6 +60,7 @@ class WindowDistanceAttention(nn.Module):
     """
 
     needs_grid, offers, projections = True, (), ("qkv", "proj")
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, heads: int, size: int, norm: Norm):
         super().__init__()
@@ -69,6 +71,7 @@ class WindowDistanceAttention(nn.Module):
         self.heads, self.size = heads, size
         self.norm, self.qkv, self.proj = norm.build(dim), Linear(dim, 3 * dim), Linear(dim, dim)
         self.bias = DistanceBias(heads, (size, size))
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()  # B H W C
@@ -76,7 +79,11 @@ class WindowDistanceAttention(nn.Module):
         down, right = -h % s, -w % s
         if down or right:
             m = F.pad(m, (0, 0, 0, right, 0, down))
-        y = attend_windows(self.qkv(self.norm(m)), self.bias((s, s))[None], self.heads, s)
+        qkv, bias = self.qkv(self.norm(m)), self.bias((s, s))[None]
+        if self.attending is None:
+            y = attend_windows(qkv, bias, self.heads, s)
+        else:
+            y, _ = attend_beside(qkv, qkv[:, 0, :0], bias, self.heads, s, partial(self.attending, t=t))
         if down or right:
             y = y[:, :h, :w]
         return self.proj(y.flatten(1, 2))  # type: ignore[no-any-return]
@@ -90,11 +97,13 @@ class DistanceAttention(nn.Module):
     head, whatever C is. `qkv` gives all q, then all k, then all v."""
 
     needs_grid, offers, projections = True, ("keys",), ("qkv", "proj")
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, heads: int, key: int, value: int, bias: DistanceBias):
         super().__init__()
         self.heads, self.key, self.value, self.bias = heads, key, value, bias
         self.qkv, self.proj = Linear(dim, heads * (2 * key + value)), Linear(heads * value, dim)
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         if t.grid is None:
@@ -104,7 +113,7 @@ class DistanceAttention(nn.Module):
         q, k, v = (p.unflatten(-1, (self.heads, -1)).transpose(1, 2) for p in parts)  # B h N d
         if probe is not None:
             probe["keys"] = k  # B h N d
-        y = attend(q, k, v, self.bias(t.grid)[None])
+        y = attend_in(self.attending, q, k, v, self.bias(t.grid)[None], t)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 

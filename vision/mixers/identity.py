@@ -10,7 +10,7 @@ from ..tokens import Probe, Tokens
 class NoMixing(nn.Module):
     """The normalised tokens as they are."""
 
-    needs_grid, offers, projections = False, (), ()
+    needs_grid, offers, projections, takes_special = False, (), (), False  # whose special tokens nobody would see
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         return t.x

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.attend import attend
 from ..layers import Linear
 from ..tokens import Probe, Tokens
+from .attention import attend_in
 from .convolution import convolve
 
 
@@ -35,7 +35,8 @@ class SharedDepthwise(nn.Conv2d):
 class LocalPositionAttention(nn.Module):
     """softmax(q k' / sqrt(d)) v + depthwise 3x3 convolution of v on its map, 0 for special tokens."""
 
-    needs_grid, offers, projections, entries = True, ("keys",), ("qkv", "proj"), ("qkv",)
+    needs_grid, offers, projections, entries, takes_special = True, ("keys",), ("qkv", "proj"), ("qkv",), True
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -44,6 +45,7 @@ class LocalPositionAttention(nn.Module):
         self.heads = heads
         self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
         self.local = SharedDepthwise(dim // heads)
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         assert t.grid is not None
@@ -51,7 +53,7 @@ class LocalPositionAttention(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h N d
         if probe is not None:
             probe["keys"] = k  # B h N d
-        y = attend(q, k, v).transpose(1, 2).flatten(2)  # B N C
+        y = attend_in(self.attending, q, k, v, None, t).transpose(1, 2).flatten(2)  # B N C
         first = len(t.special)  # special tokens stand in front
         values = qkv[:, first:, 2 * t.x.shape[-1] :].unflatten(1, t.grid)  # B H W C
         place = convolve(self.local, values).flatten(1, 2)

@@ -31,7 +31,7 @@ def place_mask(mask: nn.Module, t: Tokens) -> Tensor:
 class MaskedAttention(SelfAttention):
     """softmax(mask * q k' / sqrt(d)) v over all tokens of a grid; special tokens meet all others unmasked."""
 
-    needs_grid, offers, seams = True, ("keys",), ()
+    needs_grid, offers, seams, takes_special = True, ("keys",), (), True
 
     def __init__(self, dim: int, heads: int, mask: Mask, bias: bool = True, out_bias: bool = True,
                  width: int | None = None):  # fmt: skip
@@ -49,7 +49,7 @@ class MaskedAttention(SelfAttention):
 class MaskedWindowAttention(WindowAttention):
     """WindowAttention with the scores inside a window multiplied by a mask before bias and shift mask are added."""
 
-    rescales = False
+    rescales, takes_special, seams = False, False, ()
 
     def __init__(self, dim: int, heads: int, size: int, shift: int, mask: Mask):
         super().__init__(dim, heads, size, shift)

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.attend import attend
 from ..layers import Linear
 from ..spec import Spec
 from ..tokens import Probe, Tokens
+from .attention import attend_in
 
 
 class PooledAttention(nn.Module):
@@ -20,6 +20,7 @@ class PooledAttention(nn.Module):
     places of keys and in those of queries."""
 
     needs_grid, offers, projections = True, (), ("q", "kv", "reduce", "proj")
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, heads: int, pool: int, grid: tuple[int, int]):
         super().__init__()
@@ -31,12 +32,13 @@ class PooledAttention(nn.Module):
         self.norm: nn.Module = nn.LayerNorm(dim) if pool > 1 else nn.Identity()
         (h, w), (y, x) = grid, self.pooled(grid)
         self.table = nn.Parameter(nn.init.normal_(torch.empty(1, heads, h * w, y * x), std=0.02))
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()
         q = self.q(t.x).unflatten(-1, (self.heads, -1)).transpose(1, 2)  # B h N d
         k, v = self.kv(self.fewer(m)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h M d
-        y = attend(q, k, v, self.resized((m.shape[1], m.shape[2])).to(q.dtype))
+        y = attend_in(self.attending, q, k, v, self.resized((m.shape[1], m.shape[2])).to(q.dtype), t)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def fewer(self, m: Tensor) -> Tensor:

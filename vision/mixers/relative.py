@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...kernels.attend import attend
 from ..layers import Linear
 from ..position import resize
 from ..spec import Spec
 from ..tokens import Probe, Tokens
+from .attention import attend_in
 
 Grid = tuple[int, int]
 
@@ -24,6 +24,7 @@ class RelativeAttention(nn.Module):
     """
 
     needs_grid, offers, projections, entries = True, (), ("qkv", "proj"), ("qkv",)
+    seams: tuple[str, ...] = ("attending",)
 
     def __init__(self, dim: int, out: int, width: int, grid: Grid):
         super().__init__()
@@ -33,12 +34,13 @@ class RelativeAttention(nn.Module):
         self.qkv, self.proj = Linear(dim, 3 * out), Linear(out, out)
         h, w = span(grid)
         self.table = nn.Parameter(nn.init.trunc_normal_(torch.empty(h * w, self.heads), std=0.02))
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         if t.grid is None:
             raise ValueError("relative positions need a full grid; unmerge the tokens first")
         q, k, v = self.qkv(t.x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)  # B h N d
-        y = attend(q, k, v, self.bias(t.grid))
+        y = attend_in(self.attending, q, k, v, self.bias(t.grid), t)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C
 
     def bias(self, grid: Grid) -> Tensor:

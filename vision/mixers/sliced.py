@@ -22,7 +22,7 @@ class SlicedAttention(SelfAttention):
     shuffles as well, in the fixed order of `spread`, so that an image always gets the same answer.
     """
 
-    offers, seams = ("keys",), ()
+    offers, seams, takes_special = ("keys",), (), False  # of special tokens each meets one slice
 
     def __init__(self, dim: int, heads: int, groups: tuple[int, ...]):
         super().__init__(dim, heads)

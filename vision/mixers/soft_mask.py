@@ -20,7 +20,7 @@ class SoftMaskAttention(nn.Module):
     number in the whole sequence, so none may be missing.
     """
 
-    needs_grid, offers, projections, entries = True, ("keys",), ("qkv", "proj"), ("qkv",)
+    needs_grid, offers, projections, entries, takes_special = True, ("keys",), ("qkv", "proj"), ("qkv",), True
 
     def __init__(self, dim: int, heads: int):
         super().__init__()

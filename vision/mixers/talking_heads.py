@@ -19,7 +19,7 @@ class TalkingAttention(nn.Module):
     whatever dim is. `mask`: of the tokens' places, or none, in which case a token that stands for n patches counts n
     times."""
 
-    offers, projections, entries = ("keys",), ("qkv", "proj"), ("qkv",)
+    offers, projections, entries, takes_special = ("keys",), ("qkv", "proj"), ("qkv",), True
 
     def __init__(self, dim: int, heads: int, width: int, mask: nn.Module | None = None):
         super().__init__()

@@ -1,17 +1,18 @@
 """Attention inside windows that shift from block to block, https://arxiv.org/abs/2103.14030."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels.windows import attend_windows, roll
+from ...kernels.attend import attend
+from ...kernels.windows import attend_beside, attend_windows, roll
 from ..layers import Linear
 from ..position import resize
-from ..tokens import Probe, Tokens
+from ..tokens import Probe, Tokens, in_front
 
 
 class WindowAttention(nn.Module):
@@ -21,9 +22,13 @@ class WindowAttention(nn.Module):
     classifier of the paper): padded places are masked, and where the shorter side is no longer than a window the window
     shrinks to it and nothing shifts. `dense=True` (the authors' detection form): padded places take part as keys,
     windows never shrink and odd blocks always shift.
+
+    Special tokens, in front of the patches, stand in every window, without a bias; what they get is the mean over the
+    windows.
     """
 
-    needs_grid, offers, projections = True, (), ("qkv", "proj")
+    needs_grid, offers, projections, takes_special = True, (), ("qkv", "proj"), True
+    seams: tuple[str, ...] = ("attending",)
     rescales = True  # on a coarser map that a plugin made (Tokens.window): smaller windows, the table interpolated
 
     def __init__(self, dim: int, heads: int, size: int, shift: int, dense: bool = False):
@@ -36,6 +41,7 @@ class WindowAttention(nn.Module):
         self.entries = () if dense else ("qkv",)  # dense: zeros beside the map are read as well
         self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
         self.table = nn.Parameter(nn.init.normal_(torch.empty((2 * size - 1) ** 2, heads), std=0.02))
+        self.attending: nn.Module | None = None
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()  # B H W C
@@ -46,8 +52,14 @@ class WindowAttention(nn.Module):
         down, right = -h % s, -w % s
         if down or right:
             m = F.pad(m, (0, 0, 0, right, 0, down))
-        y = self.attend(self.qkv(roll(m, -shift)), self.bias(h, w, s, shift, self.stands_for(t, s)), s)
-        return self.proj(roll(y, shift)[:, :h, :w].flatten(1, 2))  # type: ignore[no-any-return]
+        qkv, bias = self.qkv(roll(m, -shift)), self.bias(h, w, s, shift, self.stands_for(t, s))
+        if not t.special and self.attending is None:
+            y = self.attend(qkv, bias, s)
+            return self.proj(roll(y, shift)[:, :h, :w].flatten(1, 2))  # type: ignore[no-any-return]
+        by = attend if self.attending is None else partial(self.attending, t=t)
+        special = self.qkv(in_front(t))
+        y, seen = attend_beside(qkv, special, free(bias, special.shape[1]), self.heads, s, by)
+        return self.proj(torch.cat([seen, roll(y, shift)[:, :h, :w].flatten(1, 2)], 1))  # type: ignore[no-any-return]
 
     def attend(self, qkv: Tensor, bias: Tensor, s: int) -> Tensor:
         """(B H W 3C) -> (B H W C)."""
@@ -88,6 +100,16 @@ class WindowAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, size={self.size}, shift={self.shift}, dense={self.dense}"
+
+
+def free(bias: Tensor, k: int) -> Tensor:
+    """The bias with k more tokens in front, of which each meets all others but padding that is hidden:
+    (1 or n h k+s*s k+s*s)."""
+    if not k:
+        return bias
+    hidden = (bias == -torch.inf).any(2, keepdim=True)  # from those of the map
+    first = F.pad(torch.zeros_like(bias[:, :, :1]).masked_fill(hidden, -torch.inf), (k, 0))
+    return torch.cat([first.expand(-1, -1, k, -1), F.pad(bias, (k, 0))], 2)
 
 
 def windows_of(place: np.ndarray, s: int) -> np.ndarray:

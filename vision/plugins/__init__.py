@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
-from importlib import import_module
+from dataclasses import dataclass
 from operator import attrgetter
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from ..backbone import Backbone, StageBlocks
 from ..block import Seams
+from ..spelling import spelt
 
 if TYPE_CHECKING:
     from ..network import Rules
@@ -165,7 +163,8 @@ def reducible(host: Host, *offers: str) -> Host:
         raise host.refuse("needs a full grid, so its tokens cannot become fewer")
     if missing := [o for o in offers if o not in mixer.offers]:
         raise host.refuse(f"shows no {' and no '.join(missing)}, which this plugin goes by")
-    for part in (host.block, getattr(host.block, "ffn", None)):
+    block = host.block
+    for part in (block, getattr(block, "ffn", None), block.on_mixer, block.around_ffn):
         if getattr(part, "needs_grid", False):
             raise host.refuse("needs a full grid, so its tokens cannot become fewer", part)
     return host
@@ -205,62 +204,4 @@ def attached(model: nn.Module, plugin: Plugin) -> Iterator[nn.Module]:
 def plugin(text: str) -> Plugin:
     """`"tome:r=8"` -> `Merge(r=8)`: a name, and options `key=value` between commas behind a colon; the parts of a tuple
     have + between them: `"tome:r=8+4"` -> `Merge(r=(8, 4))`."""
-    name, _, rest = text.partition(":")
-    if name not in PLUGINS:
-        raise ValueError(f"plugin {name!r} in {text!r} is not known; {near(name, list(PLUGINS))}")
-    module, kind = PLUGINS[name]
-    make = getattr(import_module(f".{module}", __name__), kind)
-    known = {f.name: f.type for f in fields(make) if f.init}
-    options: dict[str, Any] = {}
-    for item in filter(None, rest.split(",")):
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if key not in known:
-            hint = near(key, list(known)) if equals else "write KEY=VALUE, and a tuple with + between its parts"
-            raise ValueError(f"option {key!r} of plugin {name!r} in {text!r} is not known; {hint}")
-        if not equals or key in options:
-            raise ValueError(f"option {item!r} of plugin {name!r} in {text!r}: write {key}=VALUE, once")
-        options[key] = read(value, known[key], f"{key}={value} of plugin {name!r} in {text!r}")
-    missing = {f.name for f in fields(make) if f.init and f.default is f.default_factory} - set(options)
-    if missing:
-        raise ValueError(f"plugin {text!r} lacks {', '.join(sorted(missing))}: write {name}:{sorted(missing)[0]}=VALUE")
-    return make(**options)  # type: ignore[no-any-return]
-
-
-def read(value: str, kind: Any, where: str) -> Any:
-    """The value as the first of bool, int, float, str, listed word and tuple that the annotation `kind` allows."""
-    allowed = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    if bool in allowed:
-        if value.lower() in ("true", "false"):
-            return value.lower() == "true"
-        raise ValueError(f"option {where}: write true or false")
-    for number in (int, float):
-        if number in allowed:
-            try:
-                return number(value)
-            except ValueError:
-                continue
-    if str in allowed:
-        return value
-    words = [word for a in allowed if get_origin(a) is Literal for word in get_args(a)]
-    if value in words:
-        return value
-    for several in allowed:
-        if get_origin(several) is tuple:
-            return read_tuple(value, get_args(several), where)
-    raise ValueError(f"option {where}: {near(value, words) if words else 'a number is wanted'}")
-
-
-def read_tuple(value: str, kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
-    """`3+6+9` as a tuple[int, ...], whose arguments are `kinds`."""
-    parts, open_end = [part.strip() for part in value.split("+")], kinds[-1] is Ellipsis
-    if not all(parts) or not (open_end or len(parts) == len(kinds)):
-        many = "one or more" if open_end else len(kinds)
-        raise ValueError(f"option {where}: {many} with + between them (3+6+9) are wanted")
-    each = kinds[:1] * len(parts) if open_end else kinds
-    return tuple(read(part, k, where) for part, k in zip(parts, each, strict=True))
-
-
-def near(name: str, known: list[str]) -> str:
-    """`did you mean …`, or what there is."""
-    found = get_close_matches(name, known, 3)
-    return f"did you mean {' or '.join(found)}?" if found else f"there are {', '.join(known)}"
+    return spelt(text, PLUGINS, __name__, "plugin")  # type: ignore[no-any-return]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...kernels.clustering import cluster, spread
 from ...kernels.windows import unwindow, windows
-from ..tokens import Tokens
+from ..tokens import Tokens, in_front
 from . import Host, Placed, SeamError, reducible
 
 Grid = tuple[int, int]
@@ -162,7 +162,8 @@ class ClusterLayer(nn.Module):
         place = torch.arange(down * s * across * s, device=x.device).view(1, down * s, across * s, 1)
         own = windows(place, s)[..., 0].repeat(len(m), 1).gather(1, labels)  # B*n side*side: each place's token in y
         source = unwindow(own[..., None], down * side, across * side, side)[:, :h, :w].flatten(1)
-        return replace(t, x=y.flatten(1, 2), grid=(down * s, across * s), source=source, spread=weight, full=t.grid,
+        x = torch.cat([in_front(t), y.flatten(1, 2)], 1)
+        return replace(t, x=x, grid=(down * s, across * s), source=source + len(t.special), spread=weight, full=t.grid,
                        window=s)  # fmt: skip
 
     def extra_repr(self) -> str:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tokens import Probe, Tokens, unmerge
-from . import Host, Placed, note
+from . import Host, Placed
 from .pruning import behind, leave, scanning
 
 NEEDS = {"clip": ("scan",), "release": ("scan", "back", "gate")}  # score -> what the mixer must show
@@ -99,7 +99,6 @@ class PruneByScan(nn.Module):
         if k == n - s:
             return t
         score = released(probe) if self.score == "release" else clipped(probe)
-        note("scores", score)
         of_patches = replace(t, x=score[..., None]).patches()[..., 0]
         kept = of_patches.topk(k, 1, sorted=False).indices.sort(1).values
         return leave(replace(t, lost=unmerge(t)), kept, self.align)

@@ -67,7 +67,7 @@ class SoftMergeLayer(nn.Module):
         merged, size = log.exp().mT.to(x.dtype) @ x, share.mT.to(each.dtype) @ each
         if k:
             merged = beside(t.x[:, special], merged, first)
-            size = beside(torch.ones_like(size[:, :k]) if t.size is None else t.size[:, special], size, first)
+            size = beside(size.new_ones(len(size), k, 1) if t.size is None else t.size[:, special], size, first)
         back = beside(share.new_zeros(len(x), k, x.shape[1]), share.mT, first).mT  # B n K+k
         return replace(
             t, x=merged, grid=None, special=tuple(range(first, first + k)), size=size.clamp(min=1e-6), source=None,

@@ -1,11 +1,12 @@
 """Plugins in words, as recipes, checkpoints and command lines have them, and putting another one into a model."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from torch import nn
 
+from ..adapters import unadapted
+from ..spelling import in_words as spelt_in
 from . import PLUGINS, Plugin, attach, hosts_of, plugged, plugin
 
 NONE = "none"  # the word for no plugin
@@ -24,31 +25,19 @@ def from_words(tokens: Any) -> Plugin:
 
 def in_words(chosen: Plugin) -> str:
     """`Merge(r=8)` -> `"tome:r=8"`, without what is as by default; a kind without a spelling as Python shows it."""
-    kind: Any = type(chosen)
-    names = {(f"{attach.__module__}.{module}", made): name for name, (module, made) in PLUGINS.items()}
-    name = names.get((kind.__module__, kind.__qualname__))
-    if name is None:
-        return repr(chosen)
-    values = [(f.name, getattr(chosen, f.name), f.default) for f in fields(kind) if f.init]
-    options = ",".join(f"{key}={in_word(value)}" for key, value, default in values if value != default)
-    return f"{name}:{options}" if options else name
-
-
-def in_word(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "+".join(map(in_word, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return spelt_in(chosen, PLUGINS, attach.__module__)
 
 
 def strip(model: nn.Module) -> None:
-    """Takes out every plugin that is attached to the model."""
-    for module in model.modules():
-        for seam in getattr(module, "seams", ()):
-            if getattr(module, seam) is not None:
-                delattr(module, seam)  # out of the submodules, then back to the plain None it was
-                setattr(module, seam, None)
-        if getattr(module, "plugins", ()):
-            module.plugins = ()  # type: ignore[assignment]
+    """Takes out every plugin that is attached to the model; adapters stay."""
+    with unadapted(model):
+        for module in model.modules():
+            for seam in getattr(module, "seams", ()):
+                if getattr(module, seam) is not None:
+                    delattr(module, seam)  # out of the submodules, then back to the plain None it was
+                    setattr(module, seam, None)
+            if getattr(module, "plugins", ()):
+                module.plugins = ()  # type: ignore[assignment]
 
 
 def retoken(model: nn.Module, tokens: Any) -> list[str]:
@@ -58,14 +47,15 @@ def retoken(model: nn.Module, tokens: Any) -> list[str]:
         strip(model)
         return []
     chosen = from_words(tokens)
-    if hosts := hosts_of(model):
-        chosen.place(hosts)  # refuses before anything is taken out
-    old = own_state(model)
-    strip(model)
-    attach(model, chosen)
-    new = own_state(model)
-    kept = {name: old[name] for name in new if name in old and old[name].shape == new[name].shape}
-    model.load_state_dict({**model.state_dict(), **kept})
+    with unadapted(model):
+        if hosts := hosts_of(model):
+            chosen.place(hosts)  # refuses before anything is taken out
+        old = own_state(model)
+        strip(model)
+        attach(model, chosen)
+        new = own_state(model)
+        kept = {name: old[name] for name in new if name in old and old[name].shape == new[name].shape}
+        model.load_state_dict({**model.state_dict(), **kept})
     return [name for name in new if name not in kept]
 
 
