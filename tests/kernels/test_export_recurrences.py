@@ -70,6 +70,7 @@ class Call(nn.Module):
 FORMS = [scan, scalar, vector, retained, dual, linear, delta]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 def test_one_graph_serves_every_length(form):
     names = form.__code__.co_varnames[: form.__code__.co_argcount]

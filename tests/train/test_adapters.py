@@ -335,6 +335,7 @@ def test_the_run_tells_and_keeps_its_adapter(runs):
     assert len(content["optimizer_states"][0]["state"]) == len(own)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_an_adapter(tmp_path):
     strike = f"callbacks: [{{class_path: fit_parts.Strike, init_args: {{step: 17, number: {int(signal.SIGKILL)}}}}}]"
     struck = RECIPE.replace("log_every_n_steps: 1}", f"log_every_n_steps: 1, {strike}}}")

@@ -31,7 +31,13 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("workers", "step", "when"), [(0, 17, "batch"), (2, 17, "batch"), (0, 20, "validation"), (0, 24, "save")]
+    ("workers", "step", "when"),
+    [
+        (0, 17, "batch"),
+        pytest.param(2, 17, "batch", marks=pytest.mark.slow),
+        pytest.param(0, 20, "validation", marks=pytest.mark.slow),
+        pytest.param(0, 24, "save", marks=pytest.mark.slow),
+    ],
 )
 def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, whole, workers, step, when):
     run = struck(tmp_path, step, when=when, workers=str(workers))

@@ -153,6 +153,7 @@ def check(part: str, name: str) -> None:
     test(**{key: given[key] for key in inspect.signature(test).parameters})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("part", "name"), cases(SMALLEST))
 def test_smallest_of_each_kind(part: str, name: str) -> None:
     check(part, name)

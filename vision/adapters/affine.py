@@ -24,7 +24,9 @@ LAYERS = (Linear, nn.Linear, nn.Conv2d)  # exactly these: what derives from them
 
 @dataclass(frozen=True)
 class ScaleShift:
-    """SSF: a and b behind every linear layer and convolution; no branch, so that all of it goes into the weights. The
+    """Scales and shifts behind every layer (SSF).
+
+    SSF: a and b behind every linear layer and convolution; no branch, so that all of it goes into the weights. The
     paper has them behind norms too, whose own scales and shifts `norm` trains."""
 
     def place(self, model: nn.Module) -> list[Put]:
@@ -37,7 +39,9 @@ class ScaleShift:
 
 @dataclass(frozen=True)
 class DiffScaler:
-    """Affiners around every linear layer and convolution, `r` wide in the branch, which counts `scale`; a layer with
+    """Scales, shifts and a small MLP around every layer (Diffscaler).
+
+    Affiners around every linear layer and convolution, `r` wide in the branch, which counts `scale`; a layer with
     fewer than r channels on both its sides has no branch."""
 
     r: int = 8

@@ -68,14 +68,14 @@ class Plain(Beside):
 
 @dataclass(frozen=True)
 class Houlsby(Plain):
-    """Behind the mixer and behind the MLP."""
+    """Bottlenecks behind mixers and behind MLPs (Houlsby)."""
 
     where: Where = "both"
 
 
 @dataclass(frozen=True)
 class Pfeiffer(Plain):
-    """Behind the MLP alone."""
+    """Bottlenecks behind MLPs alone (Pfeiffer)."""
 
     def published(self, hosts: Sequence[Host]) -> Rules:
         """The names of VPT's code, a ViT's with them."""
@@ -85,7 +85,10 @@ class Pfeiffer(Plain):
 
 @dataclass(frozen=True)
 class Parallel(Plain):
-    """Beside the MLP. Its authors scale by 4 on language; on images nothing is published, and nothing is scaled."""
+    """Bottlenecks beside MLPs.
+
+    Beside the MLP. Its authors scale by 4 on language; on images nothing is published, and nothing is scaled.
+    """
 
     parallel: bool = True
     act: Act = "relu"
@@ -93,7 +96,9 @@ class Parallel(Plain):
 
 @dataclass(frozen=True)
 class AdaptFormer(Plain):
-    """Beside the MLP, on the stream before its norm; beside an MLP that takes the grid, and beside a mixer, on what
+    """AdaptFormer: scaled bottlenecks beside MLPs.
+
+    Beside the MLP, on the stream before its norm; beside an MLP that takes the grid, and beside a mixer, on what
     that takes. A twelfth of the channels is the published width of 64 in a ViT-B."""
 
     parallel: bool = True

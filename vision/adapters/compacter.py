@@ -79,7 +79,9 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True)
 class Compacter(Beside):
-    """Behind the mixer and behind the MLP (Compacter++: `where` ffn). `n` matrices A_i, which divide the channels; a
+    """Bottlenecks of Kronecker products (Compacter).
+
+    Behind the mixer and behind the MLP (Compacter++: `where` ffn). `n` matrices A_i, which divide the channels; a
     bottleneck's are those over `reduction`, rounded to a multiple of n; B_i of `rank`, or `full`. `rule`: the A_i are
     `shared` by all layers, each layer's `own`, or its own and of rank 1 (`factored`)."""
 
@@ -126,7 +128,10 @@ class Compacter(Beside):
 
 @dataclass(frozen=True)
 class LowRankAdapter(Beside):
-    """Behind the mixer and behind the MLP: a bottleneck with projections of `rank`."""
+    """Bottlenecks of low rank.
+
+    Behind the mixer and behind the MLP: a bottleneck with projections of `rank`.
+    """
 
     where: Where = "both"
     reduction: float = 32

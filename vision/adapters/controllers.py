@@ -33,7 +33,9 @@ Kind = Literal["linear", "compacter", "low_rank"]
 
 @dataclass(frozen=True)
 class VlAdapter(Beside):
-    """`share`: what tasks have in common. `kind` of the projections: `linear`, those of `compacter` (4 matrices of each
+    """Bottlenecks for several tasks that share parts (VL-Adapter).
+
+    `share`: what tasks have in common. `kind` of the projections: `linear`, those of `compacter` (4 matrices of each
     layer's own, rank 1) or of `low_rank` 1. The blocks' norms learn too, as published."""
 
     where: Where = "both"
@@ -86,7 +88,10 @@ class OfTasks(ForTask):
 
 @dataclass(frozen=True)
 class VlLora:
-    """Beside q and v of each mixer that has them in linear layers."""
+    """LoRA of q and v for several tasks.
+
+    Beside q and v of each mixer that has them in linear layers.
+    """
 
     tasks: tuple[str, ...] = TASKS
     r: int = 4

@@ -77,7 +77,9 @@ def check_kernel(kernel: int) -> None:
 
 @dataclass(frozen=True)
 class Conformer(Beside):
-    """Beside the MLP, with a convolution over `kernel` neighbours in the order of the tokens. Its authors' best, on 768
+    """Bottlenecks with a convolution along the tokens.
+
+    Beside the MLP, with a convolution over `kernel` neighbours in the order of the tokens. Its authors' best, on 768
     channels, is a reduction by 64, which leaves nothing of the first stages of small backbones."""
 
     parallel: bool = True
@@ -96,7 +98,10 @@ class Conformer(Beside):
 
 @dataclass(frozen=True)
 class Convpass(Beside):
-    """Beside the mixer and beside the MLP, with a kernel x kernel convolution over the grid of patches."""
+    """Bottlenecks with a convolution over the map.
+
+    Beside the mixer and beside the MLP, with a kernel x kernel convolution over the grid of patches.
+    """
 
     where: Where = "both"
     parallel: bool = True

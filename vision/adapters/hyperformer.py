@@ -31,7 +31,9 @@ BEHIND = Beside("both")
 
 @dataclass(frozen=True)
 class HyperFormer:
-    """`reduction`: channels over the width of an adapter's middle. `embedding`: numbers that tell a task, block or
+    """Bottlenecks that one network writes for every task and block (HyperFormer).
+
+    `reduction`: channels over the width of an adapter's middle. `embedding`: numbers that tell a task, block or
     place; `hidden`, `code`: widths of the network that reads them. `plus`: HyperFormer++. `layer_norms`: adapters
     have norms before and behind them."""
 

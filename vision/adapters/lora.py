@@ -20,7 +20,9 @@ START = "start"  # the second adapter of a layer: where the first began, subtrac
 
 @dataclass(frozen=True)
 class Lora(House):
-    """W x + s B A x with s = alpha / r, A (r, in), B (out, r) zero; a convolution's A has its kernel and stride.
+    """Low-rank adaptation (LoRA): a product of two narrow matrices beside a layer.
+
+    W x + s B A x with s = alpha / r, A (r, in), B (out, r) zero; a convolution's A has its kernel and stride.
 
     `rslora`: s = alpha / sqrt(r) (https://arxiv.org/abs/2312.03732). `dora`: rows m (W + s B A) / |W + s B A| with
     learned lengths m (https://arxiv.org/abs/2402.09353). `bias`: B has one. `init`: of A; "pissa"
@@ -98,35 +100,37 @@ def restart(layer: Any) -> None:
 
 @dataclass(frozen=True)
 class RsLora(Lora):
-    """`Lora` with rslora=true."""
+    """LoRA scaled by the root of its rank: `Lora` with rslora=true."""
 
     rslora: bool = True
 
 
 @dataclass(frozen=True)
 class Dora(Lora):
-    """`Lora` with dora=true."""
+    """LoRA with the lengths of the weight's rows learned apart (DoRA): `Lora` with dora=true."""
 
     dora: bool = True
 
 
 @dataclass(frozen=True)
 class Pissa(Lora):
-    """`Lora` with init=pissa."""
+    """LoRA that begins as the weight's largest singular directions (PiSSA): `Lora` with init=pissa."""
 
     init: Init = "pissa"
 
 
 @dataclass(frozen=True)
 class Olora(Lora):
-    """`Lora` with init=olora."""
+    """LoRA that begins as the weight's first orthonormal directions (OLoRA): `Lora` with init=olora."""
 
     init: Init = "olora"
 
 
 @dataclass(frozen=True)
 class Corda(Lora):
-    """`Lora` with init=corda. `mode`: "ipm" begins with the r largest components, "kpm" with the r smallest, which
+    """LoRA that begins as the weight's directions on images seen before (CorDA).
+
+    `Lora` with init=corda. `mode`: "ipm" begins with the r largest components, "kpm" with the r smallest, which
     leaves what the trunk knows alone."""
 
     init: Init = "corda"
@@ -135,14 +139,19 @@ class Corda(Lora):
 
 @dataclass(frozen=True)
 class Eva(Lora):
-    """`Lora` with init=eva: A begins as the directions along which a layer's inputs differ most."""
+    """LoRA that begins as the directions in which a layer's inputs differ (EVA).
+
+    `Lora` with init=eva: A begins as the directions along which a layer's inputs differ most.
+    """
 
     init: Init = "eva"
 
 
 @dataclass(frozen=True)
 class AdaLora(House):
-    """W x + s B (A x * E), E (r) zero to begin with, s = alpha / the rank at the start
+    """LoRA whose ranks fall where they matter least (AdaLoRA).
+
+    W x + s B (A x * E), E (r) zero to begin with, s = alpha / the rank at the start
     (https://arxiv.org/abs/2303.10512). In training (`train.callbacks.adalora`) the ranks fall from `start` to `r` on
     average, where they matter least, after the share `begin` of the steps and before the share `end` of them; and
     `orthogonal` |A A' - 1| + |B' B - 1| is added to the loss."""

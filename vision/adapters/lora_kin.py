@@ -14,7 +14,9 @@ Kinds = tuple[type[nn.Module], ...]
 
 @dataclass(frozen=True)
 class Vera(House):
-    """W x + b * B (d * A x) with random A, B that all layers share and learned d (0.1 to begin with), b (0):
+    """Two vectors a layer around random matrices that all share (VeRA).
+
+    W x + b * B (d * A x) with random A, B that all layers share and learned d (0.1 to begin with), b (0):
     https://arxiv.org/abs/2310.11454. `seed` draws A and B, which no file holds."""
 
     r: int = 256
@@ -35,7 +37,9 @@ class Vera(House):
 
 @dataclass(frozen=True)
 class Ia3(House):
-    """l * (W x), and W (l * x) for the second layer of an MLP, with learned l, 1 to begin with:
+    """A factor for each channel of a layer (IA³).
+
+    l * (W x), and W (l * x) for the second layer of an MLP, with learned l, 1 to begin with:
     https://arxiv.org/abs/2205.05638."""
 
     kind: ClassVar[str] = "IA3Config"
@@ -51,7 +55,9 @@ class Ia3(House):
 
 @dataclass(frozen=True)
 class Oft(House):
-    """W (R x), R a block diagonal rotation, (1 - Q) / (1 + Q) of a skew Q: https://arxiv.org/abs/2306.07280.
+    """Rotations of a layer's input in blocks (OFT).
+
+    W (R x), R a block diagonal rotation, (1 - Q) / (1 + Q) of a skew Q: https://arxiv.org/abs/2306.07280.
 
     `block`: its blocks' size, which divides the layer's width. `exact`: no series of five terms in its place. `shared`:
     one block for all. `coft`: Q no longer than eps."""
@@ -92,7 +98,9 @@ def as_it_is(x: Tensor, shape: Any = None) -> Tensor:
 
 @dataclass(frozen=True)
 class Boft(House):
-    """s * W (R x), R a rotation in blocks of `block` numbers, s learned scales of what comes out:
+    """Rotations of a layer's input in blocks, and scales of its output (BOFT).
+
+    s * W (R x), R a rotation in blocks of `block` numbers, s learned scales of what comes out:
     https://arxiv.org/abs/2311.06243 with one factor. More of them, permuted as a butterfly is, take a CUDA extension
     that peft would compile; without it peft has one as well."""
 
@@ -113,7 +121,10 @@ class Boft(House):
 
 @dataclass(frozen=True)
 class LoHa(House):
-    """W x + s ((A1 B1) * (A2 B2)) x, s = alpha / r: https://arxiv.org/abs/2108.06098."""
+    """The product of two low-rank matrices, entry by entry (LoHa).
+
+    W x + s ((A1 B1) * (A2 B2)) x, s = alpha / r: https://arxiv.org/abs/2108.06098.
+    """
 
     r: int = 8
     alpha: float = 8.0
@@ -132,7 +143,9 @@ class LoHa(House):
 
 @dataclass(frozen=True)
 class LoKr(House):
-    """W x + s (C kron D) x, s = alpha / r, C the smaller: https://arxiv.org/abs/2309.14859. `factor`: of the sides of C
+    """A Kronecker product beside a layer (LoKr).
+
+    W x + s (C kron D) x, s = alpha / r, C the smaller: https://arxiv.org/abs/2309.14859. `factor`: of the sides of C
     (-1: near the root). D is of rank r where that is small; `both`: C as well."""
 
     r: int = 8
@@ -156,7 +169,9 @@ class LoKr(House):
 
 @dataclass(frozen=True)
 class Hra(House):
-    """W (R x), R a product of r reflections, which cancel in pairs to begin with: https://arxiv.org/abs/2405.17484.
+    """Reflections of a layer's input (HRA).
+
+    W (R x), R a product of r reflections, which cancel in pairs to begin with: https://arxiv.org/abs/2405.17484.
     `orthogonal`: they are made orthogonal to each other."""
 
     r: int = 8
@@ -177,7 +192,10 @@ class Hra(House):
 
 @dataclass(frozen=True)
 class LnTuning(House):
-    """Norms of the blocks are learned anew: https://arxiv.org/abs/2312.11420."""
+    """Norms learned anew, by peft.
+
+    Norms of the blocks are learned anew: https://arxiv.org/abs/2312.11420.
+    """
 
     kind: ClassVar[str] = "LNTuningConfig"
     called: ClassVar[dict[str, str]] = {}
@@ -189,7 +207,9 @@ class LnTuning(House):
 
 @dataclass(frozen=True)
 class FourierFt(House):
-    """W x + s Re(IFFT(F)) x, F zero but at `n` places that `seed` draws: https://arxiv.org/abs/2405.03003. Published
+    """A few frequencies of a change of the weight (FourierFT).
+
+    W x + s Re(IFFT(F)) x, F zero but at `n` places that `seed` draws: https://arxiv.org/abs/2405.03003. Published
     with a random F, which is no neutral start; here it begins as zero."""
 
     n: int = 1000
@@ -211,7 +231,9 @@ class FourierFt(House):
 
 @dataclass(frozen=True)
 class DeLora(House):
-    """W x + (l |W| / r) B D A x, where D makes each row of A times its column of B as long as 1, l learned:
+    """LoRA of a bounded length (DeLoRA).
+
+    W x + (l |W| / r) B D A x, where D makes each row of A times its column of B as long as 1, l learned:
     https://arxiv.org/abs/2503.18225. `strength`: l to begin with."""
 
     r: int = 8
@@ -232,7 +254,9 @@ class DeLora(House):
 
 @dataclass(frozen=True)
 class Road(House):
-    """Pairs of what comes out are turned and stretched, by an angle and a scale each: https://arxiv.org/abs/2409.00119.
+    """Pairs of outputs turned and stretched (RoAd).
+
+    Pairs of what comes out are turned and stretched, by an angle and a scale each: https://arxiv.org/abs/2409.00119.
     `form`: "road_1", one of both a pair; 2, one a number; 4, one for each of four weights of a pair. The two of a pair
     are half a `group` apart."""
 
@@ -253,7 +277,10 @@ class Road(House):
 
 @dataclass(frozen=True)
 class Miss(House):
-    """W x + D' S x, S the sums over every r-th channel, D (r, out) learned: https://arxiv.org/abs/2409.15371."""
+    """Sums of input channels, learned back (MiSS).
+
+    W x + D' S x, S the sums over every r-th channel, D (r, out) learned: https://arxiv.org/abs/2409.15371.
+    """
 
     r: int = 64
     dropout: float = 0.0

@@ -75,7 +75,10 @@ class Mixture(Plain):
 
 @dataclass(frozen=True)
 class SoftMoa(Mixture):
-    """Tokens go to `experts` bottlenecks in `slots` slots each."""
+    """A soft mixture of bottlenecks.
+
+    Tokens go to `experts` bottlenecks in `slots` slots each.
+    """
 
     slots: int = 1
     normalize: bool = False
@@ -91,7 +94,10 @@ class SoftMoa(Mixture):
 
 @dataclass(frozen=True)
 class DenseMoa(Mixture):
-    """Every token goes to all `experts` bottlenecks."""
+    """A mixture of bottlenecks in which all take part.
+
+    Every token goes to all `experts` bottlenecks.
+    """
 
     def body(self, host: Host) -> nn.Module:
         return DenseMixture(host.dim, self.bottlenecks(host))

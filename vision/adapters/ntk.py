@@ -13,7 +13,9 @@ from .prefix import attentions, widths
 
 @dataclass(frozen=True)
 class Ntk:
-    """The states of a learned prefix in every block whose mixer has the seam `attending`, inside windows in each of
+    """NTK-attention: a prefix of any length as d² + d numbers a head.
+
+    The states of a learned prefix in every block whose mixer has the seam `attending`, inside windows in each of
     them; other blocks stay as they are. They begin at zero, which is attention without a prefix."""
 
     def place(self, model: nn.Module) -> list[Put]:

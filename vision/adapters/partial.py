@@ -17,7 +17,10 @@ NORMS = (
 
 @dataclass(frozen=True)
 class BiasTuning:
-    """Every bias of the trunk, those of its norms included (BitFit, https://arxiv.org/abs/2106.10199)."""
+    """Biases alone (BitFit).
+
+    Every bias of the trunk, those of its norms included (BitFit, https://arxiv.org/abs/2106.10199).
+    """
 
     def place(self, model: nn.Module) -> list[Put]:
         found = own(model, lambda _, name: name == "bias" or name.endswith("_bias"))
@@ -28,7 +31,9 @@ class BiasTuning:
 
 @dataclass(frozen=True)
 class NormTuning:
-    """The scales and shifts of every norm of the trunk (https://arxiv.org/abs/2312.11420, which tunes layer norms); the
+    """Norms alone.
+
+    The scales and shifts of every norm of the trunk (https://arxiv.org/abs/2312.11420, which tunes layer norms); the
     statistics of its batch norms stay."""
 
     def place(self, model: nn.Module) -> list[Put]:

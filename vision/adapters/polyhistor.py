@@ -30,7 +30,9 @@ TEMPLATE = "template"
 
 @dataclass(frozen=True)
 class Polyhistor:
-    """`reduction`: channels over the width of an adapter's middle. `rank`: of the projections, at most that width.
+    """Bottlenecks that factored networks write for every task (Polyhistor).
+
+    `reduction`: channels over the width of an adapter's middle. `rank`: of the projections, at most that width.
     `embedding`: numbers that tell a task or a block; `hidden`, `code`: widths of the network that reads them."""
 
     tasks: tuple[str, ...] = TASKS
@@ -57,7 +59,9 @@ class Polyhistor:
 
 @dataclass(frozen=True)
 class PolyhistorLite:
-    """As `Polyhistor`; `scale`: the scaling kernels of the narrowest blocks have so many rows and columns, or the
+    """Polyhistor with templates that each block scales (Polyhistor-Lite).
+
+    As `Polyhistor`; `scale`: the scaling kernels of the narrowest blocks have so many rows and columns, or the
     largest divisor of it that their widths have, those of others more in proportion."""
 
     tasks: tuple[str, ...] = TASKS

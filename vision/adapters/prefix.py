@@ -18,7 +18,9 @@ from . import AdapterError, Put
 
 @dataclass(frozen=True)
 class Prefix:
-    """`n` learned keys and values beside those of the tokens in every block whose mixer has the seam `attending`, in
+    """Learned keys and values beside those of the tokens.
+
+    `n` learned keys and values beside those of the tokens in every block whose mixer has the seam `attending`, in
     windows inside each of them; other blocks stay as they are. The authors' `num_tokens` is 2 n: it counts both."""
 
     n: int = 12

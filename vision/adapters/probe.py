@@ -9,7 +9,7 @@ from . import Put
 
 @dataclass(frozen=True)
 class Probe:
-    """Nothing in the trunk; each adapter has the head for its own anyway."""
+    """The linear probe: the head alone learns, which every adapter has for its own."""
 
     def place(self, model: nn.Module) -> list[Put]:
         return []

@@ -22,7 +22,9 @@ from .vit_pytorch import RENAME
 
 @dataclass(frozen=True)
 class Vpt:
-    """`n` prompts behind the special tokens in front (`front`: before those, as in AdaptFormer's code). `deep`: each
+    """Visual prompt tuning: learned tokens beside the patches.
+
+    `n` prompts behind the special tokens in front (`front`: before those, as in AdaptFormer's code). `deep`: each
     block has prompts of its own in place of those that come to it; else (shallow) the first ones go through all.
     `project`: prompts are so wide, and a linear layer, shared by all blocks of a width, makes them as wide as tokens.
 

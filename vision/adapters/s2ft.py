@@ -23,7 +23,9 @@ LAST, FIRST = ("proj", "out_proj", "fc2"), ("fc1", "fc3")  # of the projections 
 
 @dataclass(frozen=True)
 class S2FT:
-    """The `share` of the heads of each mixer (its channels, where it has no heads) and of the hidden channels of each
+    """Whole heads and whole channels of MLPs (S²FT).
+
+    The `share` of the heads of each mixer (its channels, where it has no heads) and of the hidden channels of each
     MLP learns, at least one of them; `seed` says which. `rows`: so do the rows of the MLPs' first layers that make
     those channels."""
 

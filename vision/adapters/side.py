@@ -27,7 +27,9 @@ TRUNK = "backbone.trunk."  # where the backbone is while the side network stands
 
 @dataclass(frozen=True)
 class Hst:
-    """Stages of `dims` channels in `heads` heads. A stage ends with the trunk's block `at` (from 0; None: the ends of a
+    """Hierarchical side-tuning: a small pyramid that reads a frozen trunk and answers in its stead.
+
+    Stages of `dims` channels in `heads` heads. A stage ends with the trunk's block `at` (from 0; None: the ends of a
     trunk's own four stages, or every quarter of it: 2, 5, 8, 11 of 12) and has a block for each of the trunk's since
     the one before it, `depth` at most, evenly spread; where the trunk has too few, stages read the same one.
 

@@ -102,6 +102,7 @@ def test_it_is_checkpointed_copied_and_loaded(spec, x):
 COMPILED = ("dora:r=4", "pissa:r=4", "lora:r=2,targets=q+v+fc1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", COMPILED)
 def test_it_is_compiled(spec, x):
     model = bare()

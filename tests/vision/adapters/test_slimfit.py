@@ -109,6 +109,7 @@ def test_frozen_weights_keep_least():
     assert few < exact / 2.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_checkpointed_copied(checkpointing):
     model, x = vit(2), image(2, 3, 8, 8)

@@ -130,6 +130,7 @@ def test_checkpointing_computes_the_task_again_that_it_was(kind, words):
         torch.testing.assert_close(again, plain)
 
 
+@pytest.mark.slow
 @both
 @torch.no_grad()
 def test_compiled_is_the_same_for_each_task(words):

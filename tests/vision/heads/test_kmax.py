@@ -287,6 +287,7 @@ def test_a_cluster_that_finds_its_pixels_taken_is_left_out():
     assert (found.numbers == 1).all()
 
 
+@pytest.mark.slow
 def test_it_learns():
     torch.manual_seed(0)
     size, model = (49, 49), small(classes=2, queries=6).train()

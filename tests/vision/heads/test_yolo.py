@@ -216,6 +216,7 @@ def test_any_pyramid_with_maps_at_strides_from_eight_will_do():
         mamba_yolo(classes=0)
 
 
+@pytest.mark.slow
 def test_it_learns_to_find_what_it_was_shown():
     """A bright and a dark square on grey, in four pictures."""
     torch.manual_seed(0)
