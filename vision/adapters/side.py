@@ -59,7 +59,8 @@ class Hst:
         if not isinstance(model, Classifier | Pyramid) or not isinstance(trunk, Backbone):
             raise AdapterError(f"{type(model).__name__}: hst takes a Classifier or a Pyramid of this suite")
         if type(trunk).walk is not Backbone.walk:
-            raise AdapterError(f"{type(trunk).__name__} does more between its blocks than a side network follows")
+            kind = type(trunk).__name__
+            raise AdapterError(f"backbone: {kind} does more between its blocks than a side network follows")
         levels = self.levels([s.depth for s in trunk.specs])
         read = [stage_of(trunk, place) for place in range(1 + levels[-1].reads[-1])]
         if self.meta:
