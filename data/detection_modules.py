@@ -44,16 +44,9 @@ class CocoData(DenseImages):
         val: str | None = None,
         test: str | None = None,
         empty: bool = True,
-        batch_size: int = 2,
-        workers: int = 2,
-        seed: int = 0,
-        augment: Vary = "auto",
-        resize: Fit | None = None,
-        preprocessing: dict[str, Any] | None = None,
-        on_error: OnError = "stop",
-        val_fraction: float = 0.0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, workers, seed, augment, resize, preprocessing, on_error, val_fraction)
+        super().__init__(**settings)
         if task not in FILES:
             raise ValueError(f"no task {task!r} of COCO: one of {', '.join(FILES)}")
         self.root, self.task, self.empty = root, task, empty
@@ -104,19 +97,8 @@ class PennFudanData(DenseImages):
     root/PedMasks), of which val_fraction, by hash, is val, and test too. auto: `LargeScaleJitter(size=(400, 400),
     scale=(0.5, 1.5))`."""
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 2,
-        workers: int = 2,
-        seed: int = 0,
-        augment: Vary = "auto",
-        resize: Fit | None = None,
-        preprocessing: dict[str, Any] | None = None,
-        on_error: OnError = "stop",
-        val_fraction: float = 0.0,
-    ) -> None:
-        super().__init__(batch_size, workers, seed, augment, resize, preprocessing, on_error, val_fraction)
+    def __init__(self, root: str, **settings: Any) -> None:
+        super().__init__(**settings)
         self.root = root
 
     def suits(self) -> Variation:
@@ -151,16 +133,9 @@ class VocData(DenseImages):
         test: str | None = None,
         classes: list[str] | None = None,
         first: Literal[0, 1] = 1,
-        batch_size: int = 2,
-        workers: int = 2,
-        seed: int = 0,
-        augment: Vary = "auto",
-        resize: Fit | None = None,
-        preprocessing: dict[str, Any] | None = None,
-        on_error: OnError = "stop",
-        val_fraction: float = 0.0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, workers, seed, augment, resize, preprocessing, on_error, val_fraction)
+        super().__init__(**settings)
         self.root, self.first = root, first
         self.named, self.given = {"train": train, "val": val, "test": test}, classes
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .augment import Fit, SemanticCrop, Variation
-from .dense_images import DenseImages, Vary
-from .findings import OnError
+from .dense_images import DenseImages
 from .label_maps import Values, cityscapes_maps, classes_of, folder_maps
 
 
@@ -27,15 +26,9 @@ class SegmentationData(DenseImages):
         ignored: list[int] | None = None,
         first: int = 0,
         batch_size: int = 4,
-        workers: int = 2,
-        seed: int = 0,
-        augment: Vary = "auto",
-        resize: Fit | None = None,
-        preprocessing: dict[str, Any] | None = None,
-        on_error: OnError = "stop",
-        val_fraction: float = 0.0,
+        **settings: Any,
     ) -> None:
-        super().__init__(batch_size, workers, seed, augment, resize, preprocessing, on_error, val_fraction)
+        super().__init__(batch_size, **settings)
         self.root, self.given, self.ignored, self.first = root, classes, ignored, first
 
     def values(self) -> Values:
@@ -51,22 +44,8 @@ class Ade20kData(SegmentationData):
     """ADE20K's scene parsing: root/{images,annotations}/{training,validation}, 0 is ignored and class 0 written as 1.
     Names from root/objectInfo150.txt or classes.json. auto: `SemanticCrop(shortest=512, longest=2048)`."""
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 4,
-        workers: int = 2,
-        seed: int = 0,
-        augment: Vary = "auto",
-        resize: Fit | None = None,
-        preprocessing: dict[str, Any] | None = None,
-        on_error: OnError = "stop",
-        val_fraction: float = 0.0,
-    ) -> None:
-        fit = resize or Fit(shortest=512, longest=2048)
-        super().__init__(
-            root, None, [0], 1, batch_size, workers, seed, augment, fit, preprocessing, on_error, val_fraction
-        )
+    def __init__(self, root: str, resize: Fit | None = None, **settings: Any) -> None:
+        super().__init__(root, None, [0], 1, resize=resize or Fit(shortest=512, longest=2048), **settings)
 
     def suits(self) -> Variation:
         return SemanticCrop(shortest=512, longest=2048)
@@ -78,19 +57,8 @@ class CityscapesData(DenseImages):
 
     stacked = True
 
-    def __init__(
-        self,
-        root: str,
-        batch_size: int = 2,
-        workers: int = 2,
-        seed: int = 0,
-        augment: Vary = "auto",
-        resize: Fit | None = None,
-        preprocessing: dict[str, Any] | None = None,
-        on_error: OnError = "stop",
-        val_fraction: float = 0.0,
-    ) -> None:
-        super().__init__(batch_size, workers, seed, augment, resize, preprocessing, on_error, val_fraction)
+    def __init__(self, root: str, **settings: Any) -> None:
+        super().__init__(**settings)
         self.root = root
 
     def suits(self) -> Variation:

@@ -4,6 +4,7 @@ A method is a line of METHODS: its spelling, and what is special about it. `pyth
 process that loads what `saved` wrote there.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from plugin_parts import by_energy, image, made
 from torch import Tensor, nn
 
 from patchloom.train.compat import KINDS
-from patchloom.vision.adapters import adapt, load_own_state, own_state
+from patchloom.vision.adapters import AdapterError, adapt, load_own_state, own_state
 from patchloom.vision.adapters import adapter as spelt
 from patchloom.vision.adapters.tasks import tasks_of, working_on
 
@@ -169,6 +170,16 @@ def pairs(default: set[tuple[str, str]]) -> list[Any]:
         for m in METHODS
         for k in KINDS
     ]
+
+
+def names_the_place(error: AdapterError, model: nn.Module) -> None:
+    """`path: Type …`, or what the whole model lacks."""
+    found = re.match(r"([\w.]+):? (\w+) \S", str(error))
+    assert found, error
+    if found[1] == type(model).__name__:
+        return
+    assert found[1] in dict(model.named_modules()), error
+    assert found[2] in {type(m).__name__ for m in model.get_submodule(found[1]).modules()}, error
 
 
 if __name__ == "__main__":

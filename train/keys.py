@@ -96,13 +96,20 @@ def resolve(path: str) -> Any:
 
 
 def parameters(maker: Callable[..., Any]) -> dict[str, Any] | None:
-    """Name -> type of what it takes; None where it takes any name."""
-    function = maker.__init__ if isinstance(maker, type) else maker
-    signature = inspect.signature(function).parameters
-    if any(p.kind in ANY for p in signature.values()):
-        return None
-    hints = typing.get_type_hints(function)
-    return {name: hints.get(name, Any) for name in signature if name != "self"}
+    """Name -> type of what it takes, where a class has **settings its parent's too; None where it takes any name."""
+    found: dict[str, Any] = {}
+    for function in initialisers(maker) if isinstance(maker, type) else [maker]:
+        signature, hints = inspect.signature(function).parameters, typing.get_type_hints(function)
+        named = [name for name, p in signature.items() if name != "self" and p.kind not in ANY]
+        found = {name: hints.get(name, Any) for name in named} | found
+        if len(named) == len(signature) - ("self" in signature):
+            return found
+    return None
+
+
+def initialisers(kind: type) -> list[Callable[..., Any]]:
+    """Its own, and those behind it, but for Python's."""
+    return [vars(k)["__init__"] for k in kind.__mro__ if k is not object and "__init__" in vars(k)]
 
 
 def makers(hint: Any) -> Iterator[type]:

@@ -1,4 +1,4 @@
-"""patchloom tokens and show-tokens, and --tokens of the commands that judge: on a small ViT, with times of our own."""
+"""The commands patchloom tokens and show-tokens, and --tokens elsewhere: on a small ViT, with times of our own."""
 
 import json
 from pathlib import Path
@@ -8,31 +8,23 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor, nn
+from token_parts import CLASSES, vit
+from torch import nn
 
 from patchloom.train import checkpoint, tradeoff
 from patchloom.train.cli import main
 from patchloom.train.judge import load
-from patchloom.train.measure import Arm, Case, Spread, build
-from patchloom.train.patch_groups import DARK, groups_of, paint, watch
-from patchloom.train.tokens import choose, snippet, verdict
-from patchloom.train.tradeoff import Answers, Pictures, Point, counts, equally, twin, variants
+from patchloom.train.measure import Arm, Case, build
+from patchloom.train.tokens import snippet
+from patchloom.train.tradeoff import twin, variants
 from patchloom.vision import zoo
 from patchloom.vision.plugins import SeamError, attach, plugin, plugins_of
 from patchloom.vision.plugins.dynamic_vit import DynamicViT
 from patchloom.vision.plugins.evit import Evit
 from patchloom.vision.plugins.merge import Merge
 from patchloom.vision.plugins.words import from_words, in_words, retoken
-from patchloom.vision.tokens import Tokens
 
-CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 Capture = pytest.CaptureFixture[str]
-
-
-def vit(**options: object) -> nn.Module:
-    """17 tokens, 12 blocks."""
-    torch.manual_seed(0)
-    return zoo.create_model("deit_tiny_patch16_224", img_size=64, num_classes=len(CLASSES), **options).eval()
 
 
 def saved(model: nn.Module, folder: Path) -> Path:
@@ -84,80 +76,6 @@ def said(capsys: Capture, *line: object, status: int = 0) -> str:
     errors = [text for text in err.splitlines() if text.startswith("patchloom: error: ")]
     assert len(errors) == 1
     return errors[0]
-
-
-# ------------------------------------------------------------------------------------------------------- the settings
-
-
-def test_settings_share_the_models_weights() -> None:
-    model = vit()
-    other = twin(model, "tome:r=2")
-    assert all(a is b for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    assert plugins_of(other) == [Merge(2)]
-    assert plugins_of(model) == []
-    assert all(getattr(m, s) is None for m in model.modules() for s in getattr(m, "seams", ()))
-
-
-@pytest.mark.parametrize("tokens", ["tome:r=1", "evit:keep=0.7", "evit:keep=0.6,fuse=false", "zero_tprune:keep=0.7"])
-def test_random_pruning_leaves_as_many_tokens_behind_each_block(tokens: str) -> None:
-    model, image = vit(), torch.randn(1, 3, 64, 64)
-    left = counts(twin(model, tokens), image)
-    assert left[-1] < counts(model, image)[-1]
-    random = equally(left, model, image)
-    assert random is not None
-    assert counts(random, image) == left
-
-
-def test_there_is_no_random_pruning_for_what_drops_nothing() -> None:
-    model, image = vit(), torch.randn(1, 3, 64, 64)
-    assert equally(counts(twin(model, "window_merge:share=0.4"), image), model, image) is None
-
-
-def test_answers_are_compared_image_by_image() -> None:
-    plain = torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    same = Answers.of(plain, plain, torch.tensor([0, 0]))
-    assert same == Answers(0.0, 0.0, 100.0, 50.0)
-    other = Answers.of(torch.tensor([[0.0, 2.0], [0.0, 1.0]]), plain, None)
-    p = plain[0].softmax(0)
-    assert other.kl == pytest.approx(float((p * (plain[0] - torch.tensor([0.0, 2.0]))).sum()) / 2, rel=1e-5)
-    assert other.change == pytest.approx((8 / 5) ** 0.5)
-    assert other.agreement == 50
-    assert other.acc1 is None
-
-
-def test_columns_that_compete() -> None:
-    pictures = Pictures([torch.zeros(2, 4), torch.ones(1, 4)], columns=[3, 1])
-    assert torch.equal(pictures.logits(nn.Identity(), torch.device("cpu")), torch.tensor([[0.0, 0], [0, 0], [1, 1]]))
-
-
-def point(tokens: str, ratio: float, kl: float, acc1: float | None = None, random: Answers | None = None) -> Point:
-    spread = Spread(ratio, ratio - 0.01, ratio + 0.01)
-    return Point("tome", tokens, 9, 10**9, Spread(ratio / 100, 0, 0), spread, Answers(kl, kl, 90, acc1), random)
-
-
-def test_the_least_change_that_meets_the_target_is_chosen() -> None:
-    points = [point("a", 0.8, 0.01), point("b", 0.59, 0.3), point("c", 0.5, 0.2), point("d", 0.4, 0.9)]
-    assert choose(points, "0.6x").tokens == "c"
-    assert choose(points, "8.5ms").tokens == "a"
-    assert choose(points, "3ms") is None
-    assert "no setting meets 0.3x: the fastest, d takes 0.40 of the plain time" in verdict(points, None, "0.3x")
-    labelled = [point("b", 0.59, 0.3, 71.0), point("c", 0.5, 0.2, 70.0)]
-    assert choose(labelled, "0.6x").tokens == "b"
-    text = verdict(labelled, labelled[0], "0.6x")
-    assert text.startswith("b meets 0.6x: 0.59 of the plain time (0.58 … 0.60), Acc@1 71.00, KL 0.3")
-
-
-def test_what_does_not_pay_is_said() -> None:
-    slow = [point("a", 1.2, 0.01), point("b", 0.995, 0.3)]
-    assert choose(slow, "9999ms") is None
-    assert verdict(slow, None, "0.6x").startswith("no setting pays: none is faster than the plain model here")
-
-
-def test_random_pruning_that_is_no_worse_is_said() -> None:
-    chosen = point("a", 0.5, 0.2, random=Answers(0.1, 0.1, 90, None))
-    assert "to drop as many tokens at random is no worse: KL 0.1" in verdict([chosen], chosen, "0.6x")
-    chosen = point("a", 0.5, 0.2, random=Answers(0.3, 0.3, 90, None))
-    assert "random" not in verdict([chosen], chosen, "0.6x")
 
 
 # -------------------------------------------------------------------------------------------------------- the command
@@ -402,43 +320,6 @@ def test_a_model_of_ones_own_takes_tokens() -> None:
 # --------------------------------------------------------------------------------------------------------- show-tokens
 
 
-def test_groups_are_the_tokens_of_patches() -> None:
-    x = torch.zeros(1, 5, 2)
-    assert groups_of(Tokens(x, (2, 2), (0,)), None).tolist() == [1, 2, 3, 4]
-    source = torch.tensor([[1, 1, -1, 3]])
-    assert groups_of(Tokens(x, None, (0,), source=source), None).tolist() == [1, 1, -1, 3]
-    policy = torch.tensor([1.0, 1, 0, 1, 0])[None, :, None]
-    assert groups_of(Tokens(x, (2, 2), (0,), policy=policy), None).tolist() == [1, -1, 3, -1]
-    spread = torch.tensor([[[0.1, 0.9], [0, 0], [-2, 1], [0.4, 0.6]]])
-    assert groups_of(Tokens(x, None, spread=spread), None).tolist() == [1, -1, 0, 1]
-    assert groups_of(Tokens(x, (2, 2)), torch.tensor([[0, 0, 1, 1]])).tolist() == [0, 0, 1, 1]
-
-
-def test_a_picture_shows_what_happened_to_each_patch() -> None:
-    pixels = np.random.default_rng(0).random((16, 24, 3))
-    out = paint(pixels, np.array([[0, 0, 1], [-1, -1, 2]]))
-    merged, dropped = pixels[:8, :16], pixels[8:, :16]
-    np.testing.assert_allclose(out[1:7, 1:15], np.broadcast_to(merged.mean((0, 1)), (6, 14, 3)))
-    np.testing.assert_allclose(out[9:, :16], DARK * dropped[1:])
-    assert (out[8, :16] == 1).all()  # the line between a group and what is not of it
-    assert (out[:8, 16] == 1).all()
-    np.testing.assert_array_equal(out[:8, 17:], pixels[:8, 17:])
-    np.testing.assert_array_equal(out[8:, 16:], pixels[8:, 16:])
-
-
-@pytest.mark.parametrize(
-    ("tokens", "dropped", "merged"),
-    [("tome:r=1", False, True), ("evit:fuse=false", True, False), ("window_merge:side=4", False, True)],
-)
-def test_layers_are_watched(tokens: str, dropped: bool, merged: bool) -> None:
-    layers = watch(vit(tokens=tokens), torch.randn(1, 3, 64, 64))
-    assert [layer.block for layer in layers] == [f"stage 0, block {i}" for i in range(12)]
-    last = layers[-1].summary()
-    assert last["patches"] == 16
-    assert (last["dropped"] > 0, last["merged"] > 0) == (dropped, merged)
-    assert last["tokens"] == 17 - last["dropped"] - (last["merged"] - last["groups"])
-
-
 def test_show_tokens(run_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                      capsys: Capture) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -470,12 +351,3 @@ def test_wrong_lines_of_show_tokens(
 ) -> None:
     named = {"PHOTO": str(photos / "ant" / "0.png"), "RUN": str(run_folder)}
     assert words in said(capsys, "show-tokens", *[named.get(word, word) for word in line], status=status)
-
-
-@torch.inference_mode()
-def test_watching_leaves_the_model_as_it_was() -> None:
-    model, x = vit(tokens="tome:r=1"), torch.randn(1, 3, 64, 64)
-    before: Tensor = model(x)
-    watch(model, x)
-    assert torch.equal(model(x), before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -84,6 +84,11 @@ def test_windw_in_the_stages_of_a_hybrid(tmp_path, capsys):
         (["--trainer.acelerator=gpu"], 2, "--trainer.acelerator: no such key 'acelerator'; did you mean accelerator"),
         (["--checkpoints.every_n_steps", "-1"], 1, "give a number of steps, or 0"),
         (["runs/x"], 2, "fit takes no word 'runs/x'"),
+        (
+            ["--data", "patchloom.data.dense_modules.CocoData", "--data.wokers", "1"],
+            2,
+            "--data.wokers: no such key 'wokers'; did you mean workers?",
+        ),
     ],
 )
 def test_a_wrong_option(tmp_path, capsys, line, status, says):

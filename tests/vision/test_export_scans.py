@@ -56,9 +56,11 @@ def agrees(model, program, sizes):
 
 
 @pytest.mark.parametrize(("name", "stages"), [
-    ("vim_tiny", 1), pytest.param("vmamba_tiny_s1l8", 2, marks=pytest.mark.slow),
-    pytest.param("vssd_tiny", 4, marks=pytest.mark.slow), ("plainmamba_l1", 1),
     ("vir_small_patch16_224", 1),
+    *(
+        pytest.param(name, stages, marks=pytest.mark.slow)
+        for name, stages in (("vim_tiny", 1), ("vmamba_tiny_s1l8", 2), ("vssd_tiny", 4), ("plainmamba_l1", 1))
+    ),
     *(
         pytest.param(name, None, marks=pytest.mark.slow)
         for name in ("vim_tiny", "vim_tiny_stride8", "vmamba_tiny_s1l8", "vmamba_vanilla_tiny", "vssd_tiny",

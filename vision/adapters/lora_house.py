@@ -166,6 +166,12 @@ def above_width(r: int, layer: nn.Module) -> str | None:
     return f"({into} -> {out}) is narrower than r={r}; take r of at most {min(into, out)}"
 
 
+def even(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 2 or value % 2:
+            raise ValueError(f"{name}={value}: an even number of at least 2")
+
+
 def at_least(least: int, **numbers: float) -> None:
     for name, value in numbers.items():
         if not value >= least:

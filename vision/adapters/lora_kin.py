@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from .lora_house import NAME, House, above_width, at_least, library, sides
+from .lora_house import NAME, House, above_width, at_least, even, library, sides
 from .lora_targets import Target, norms
 
 Kinds = tuple[type[nn.Module], ...]
@@ -112,8 +112,7 @@ class Boft(House):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block < 2 or self.block % 2:
-            raise ValueError(f"block={self.block}: an even number of at least 2")
+        even(block=self.block)
 
     def unfit(self, layer: nn.Module) -> str | None:
         return undivided(sides(layer)[0], "block", self.block)
@@ -268,8 +267,7 @@ class Road(House):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group < 2 or self.group % 2:
-            raise ValueError(f"group={self.group}: an even number of at least 2")
+        even(group=self.group)
 
     def unfit(self, layer: nn.Module) -> str | None:
         return undivided(sides(layer)[1], "group", self.group)

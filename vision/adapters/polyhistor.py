@@ -58,22 +58,13 @@ class Polyhistor:
 
 
 @dataclass(frozen=True)
-class PolyhistorLite:
+class PolyhistorLite(Polyhistor):
     """Polyhistor with templates that each block scales (Polyhistor-Lite).
 
     As `Polyhistor`; `scale`: the scaling kernels of the narrowest blocks have so many rows and columns, or the
     largest divisor of it that their widths have, those of others more in proportion."""
 
-    tasks: tuple[str, ...] = TASKS
-    reduction: int = 8
-    rank: int = 4
     scale: int = 4
-    embedding: int = 64
-    hidden: int = 64
-    code: int = 8
-
-    def __post_init__(self) -> None:
-        check_settings(self)
 
     def place(self, model: nn.Module) -> list[Put]:
         hosts = blocks_of(model, self)

@@ -60,7 +60,7 @@ def uncover(model: nn.Module, there: Mapping[str, Any]) -> None:
             if name not in own or own[name].shape != value.shape:
                 here = tuple(own[name].shape) if name in own else "nothing of this name"
                 raise ValueError(f"{name} of the trunk has shape {tuple(value.shape)} in the file; there is {here}")
-        model.load_state_dict(there["state"], strict=False)
+        model.load_state_dict({**own, **there["state"]})
 
 
 def freeze_heads(model: nn.Module) -> None:

@@ -13,7 +13,20 @@ from pathlib import Path
 import adapter_parts
 import pytest
 import torch
-from adapter_parts import METHODS, PLAIN, adapted, close, in_turn, nudged, own, pairs, saved, seen, usual
+from adapter_parts import (
+    METHODS,
+    PLAIN,
+    adapted,
+    close,
+    in_turn,
+    names_the_place,
+    nudged,
+    own,
+    pairs,
+    saved,
+    seen,
+    usual,
+)
 from plugin_parts import METHODS as PLUGIN_METHODS
 from plugin_parts import image, made, pyramid
 from torch import nn
@@ -23,14 +36,14 @@ from patchloom.vision.adapters.side_network import SideNetwork
 from patchloom.vision.plugins import SeamError, attach
 
 
-def fitted(method: str, kind: str) -> nn.Module:
-    """The network with the adapter, or a skip where it refuses, which test_laws.py looks at."""
-    model = made(kind)
+def fitted(method: str, model: nn.Module) -> bool:
+    """Puts the adapter on; False where it refuses, as it should, by name."""
     try:
         adapted(model, method)
     except AdapterError as error:
-        pytest.skip(str(error))
-    return model
+        names_the_place(error, model)
+        return False
+    return True
 
 
 @pytest.mark.parametrize(("method", "kind"), pairs(in_turn(7)))
@@ -39,10 +52,8 @@ def test_any_size_one_image_and_maps(method: str, kind: str, size: tuple[int, in
     model, x = pyramid(kind), image(size, batch=1)
     with torch.inference_mode():
         plain = model(x)
-    try:
-        adapted(model, method)
-    except AdapterError as error:
-        pytest.skip(str(error))
+    if not fitted(method, model):
+        return
     nudged(model)
     model.train(len(own(model)) > 0)
     maps = model(x)
@@ -59,7 +70,10 @@ def test_any_size_one_image_and_maps(method: str, kind: str, size: tuple[int, in
 @pytest.mark.parametrize(("method", "kind"), pairs(in_turn(11)))
 def test_in_bfloat16(method: str, kind: str) -> None:
     """Close to float32 as weights, and a training step under autocast has finite gradients."""
-    model = nudged(fitted(method, kind))
+    model = made(kind)
+    if not fitted(method, model):
+        return
+    nudged(model)
     model.train()
     with torch.autocast("cpu", torch.bfloat16):
         METHODS[method].learn(model, image(batch=4))
@@ -75,7 +89,10 @@ def test_in_bfloat16(method: str, kind: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "kind"), sorted(in_turn() | usual()))
 def test_compiled_is_the_same(method: str, kind: str) -> None:
-    model = nudged(fitted(method, kind))
+    model = made(kind)
+    if not fitted(method, model):
+        return
+    nudged(model)
     want = seen(model, image())
     torch.compiler.reset()
     with torch.inference_mode():
@@ -93,7 +110,9 @@ BESIDE = [
 def test_beside_a_token_plugin_or_refused(method: str, plugin: str) -> None:
     """Either first. The plugin's neutral setting changes nothing beside the adapter, both learn, or there is a refusal
     by name that leaves the model as it was."""
-    model, tokens, other = fitted(method, PLAIN), PLUGIN_METHODS[plugin], made(PLAIN)
+    model, tokens, other = made(PLAIN), PLUGIN_METHODS[plugin], made(PLAIN)
+    if not fitted(method, model):
+        return
     try:
         attach(other, tokens.acting)
     except SeamError:

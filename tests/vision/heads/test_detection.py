@@ -1,27 +1,15 @@
-"""Detectors of torchvision's parts on our pyramids: torchvision's own numbers, any backbone, adapter and size, what a
-cascade adds, and wrong input."""
-
-from functools import partial
+"""Detectors of torchvision's parts on our pyramids: any backbone, adapter and size, and wrong input."""
 
 import pytest
 import torch
-import torchvision
+from detector_parts import DETECTORS, built, image, target
 from torch import nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
-from torchvision.models.detection.roi_heads import fastrcnn_loss
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import box_iou
 from vision_tiny import tiny_pyramid
 
 from patchloom.vision import adapters
 from patchloom.vision.adapters import adapt
-from patchloom.vision.heads.anchors import Anchors, RegionPool
-from patchloom.vision.heads.cascade import CascadeRCNN, refined
-from patchloom.vision.heads.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from patchloom.vision.heads.detection_input import Padded
-from patchloom.vision.heads.region_parts import MaskPredictor
+from patchloom.vision.heads.detection import FCOS, MaskRCNN
 from patchloom.vision.plugins import SeamError, attach
 from patchloom.vision.plugins.words import from_words
 from patchloom.vision.resnet import ResNetPyramid
@@ -30,12 +18,6 @@ from patchloom.vision.zoo import create_model
 KINDS = ("vit_base_patch16_224", "swin_tiny", "cvt_13", "convnext_tiny", "poolformer_s12", "vim_tiny",
          "vmamba_tiny_s1l8", "vssd_tiny")  # fmt: skip
 CLUSTERED = ("vit_base_patch16_224", "swin_tiny", "vim_tiny")  # the others need full grids
-DETECTORS = {
-    "retinanet": partial(RetinaNet, dim=32), "fcos": partial(FCOS, dim=32),
-    "faster": partial(FasterRCNN, dim=32, hidden=32), "mask": partial(MaskRCNN, dim=32, hidden=32),
-    "cascade": partial(CascadeRCNN, dim=32, hidden=32),
-    "cascade mask": partial(CascadeRCNN, dim=32, hidden=32, masks=True),
-}  # fmt: skip
 LOSSES = {
     "retinanet": {"classification", "bbox_regression"}, "fcos": {"classification", "bbox_regression", "bbox_ctrness"},
     "faster": {"loss_classifier", "loss_box_reg"}, "mask": {"loss_classifier", "loss_box_reg", "loss_mask"},
@@ -43,23 +25,6 @@ LOSSES = {
 }  # fmt: skip
 LOSSES["cascade mask"] = LOSSES["cascade"] | {"loss_mask"}
 PROPOSALS = {"loss_objectness", "loss_rpn_box_reg"}
-
-
-def built(kind="mask", name="swin_tiny", classes=3, **options):
-    torch.manual_seed(0)
-    return DETECTORS[kind](tiny_pyramid(name), classes, **options)
-
-
-def image(size=(160, 224), seed=0):
-    return torch.randn(3, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def target(size=(160, 224), boxes=((10, 20, 70, 90), (30, 5, 90, 60)), labels=(1, 3), **more):
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
-        mask[y0:y1, x0:x1] = True
-    boxes = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
-    return {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.int64), "masks": masks, **more}
 
 
 def check_answer(answer, size, classes, masks):
@@ -210,180 +175,6 @@ def test_other_backbones_and_a_clone_of_the_state():
     with torch.inference_mode():
         a, b = (m.eval()([image()])[0] for m in (one, other))
     torch.testing.assert_close(a, b)
-
-
-# ------------------------------------------------------------------------------------------------ torchvision's numbers
-
-
-@pytest.mark.parametrize(("kind", "octaves"), [("faster", 1), ("retinanet", 3)])
-def test_anchors_are_the_published_ones(kind, octaves):
-    published = tuple(tuple(int(x * 2 ** (i / 3)) for i in range(octaves)) for x in (32, 64, 128, 256, 512))
-    anchors = built(kind).rpn.anchor_generator if kind == "faster" else built(kind).anchor_generator
-    theirs = AnchorGenerator(published, ((0.5, 1.0, 2.0),) * 5)
-    batch = ImageList(torch.zeros(2, 3, 256, 384), [(256, 384)] * 2)
-    maps = [torch.zeros(2, 4, 256 // int(s), 384 // int(s)) for s in anchors.strides]
-    got, want = anchors(batch, maps), theirs(batch, maps)
-    assert len(got) == 2
-    assert got[0].shape == want[0].shape
-    assert float((got[0] - want[0]).abs().max()) <= 1  # theirs are rounded to pixels
-    assert anchors.num_anchors_per_location() == theirs.num_anchors_per_location()
-
-
-def test_anchors_stand_by_declared_strides_in_float32():
-    batch = ImageList(torch.zeros(1, 3, 160, 224), [(160, 224)])
-    (got,) = Anchors([32, 64], (1.0,), (1.0,), offset=0.5)(
-        batch, [torch.zeros(1, 1, 5, 7), torch.zeros(1, 1, 3, 4).half()]
-    )
-    assert got.dtype == torch.float32
-    assert got[:2].tolist() == [[0, 0, 32, 32], [32, 0, 64, 32]]
-    assert got[35:][[0, 1, 4]].tolist() == [[0, 0, 64, 64], [64, 0, 128, 64], [0, 64, 64, 128]]
-
-
-def test_regions_are_pooled_as_by_torchvision():
-    torch.manual_seed(0)
-    maps = {str(i): torch.randn(2, 5, 160 // s, 224 // s) for i, s in enumerate((4, 8, 16, 32, 64))}
-    corners = torch.rand(2, 20, 4) * torch.tensor([100.0, 70, 100, 70])
-    boxes = [torch.cat([c[:, :2], c[:, :2] + c[:, 2:] * 1.2 + 1], 1) for c in corners]
-    shapes = [(160, 224)] * 2
-    want = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)(maps, boxes, shapes)
-    pool = RegionPool([4, 8, 16, 32], 7)
-    torch.testing.assert_close(pool(maps, boxes, shapes), want)
-    half = pool({n: m.bfloat16() for n, m in maps.items()}, boxes, shapes)
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), want, rtol=0.02, atol=0.02)
-
-
-def torchvision_s(model):
-    """Mask R-CNN of torchvision's whole class, given this model's features and anchors."""
-    theirs = torchvision.models.detection.MaskRCNN(
-        model.backbone, None, 160, 224, [0.0] * 3, [1.0] * 3, rpn_anchor_generator=model.rpn.anchor_generator,
-        box_head=TwoMLPHead(32 * 49, 32), box_predictor=model.roi_heads.box_predictor,
-        mask_head=MaskRCNNHeads(32, (32,) * 4, 1), mask_predictor=MaskPredictor(32, 32, 4),
-        _skip_resize=True,
-    )  # fmt: skip
-    theirs.load_state_dict(model.state_dict())
-    return theirs
-
-
-def test_mask_rcnn_is_torchvision_s():
-    model, x = built(), [image(), image(seed=1)]
-    theirs, taught = torchvision_s(model), [target(), target(boxes=((3, 4, 100, 150),), labels=(2,))]
-    found = []
-    for m in (model, theirs):
-        torch.manual_seed(3)
-        found.append(m(x, taught))
-    torch.testing.assert_close(*found)
-    with torch.inference_mode():
-        torch.testing.assert_close(model.eval()(x), theirs.eval()(x))
-
-
-@pytest.mark.parametrize("kind", ["retinanet", "fcos"])
-def test_dense_detectors_are_torchvision_s_but_for_the_count_of_classes(kind):
-    model, x, taught = built(kind, score=0.005), [image()], [target()]
-    whole = {"retinanet": torchvision.models.detection.RetinaNet, "fcos": torchvision.models.detection.FCOS}[kind]
-    theirs = whole(model.backbone, 3, 160, 224, [0.0] * 3, [1.0] * 3, anchor_generator=model.anchor_generator,
-                   head=model.head, score_thresh=0.005, nms_thresh=model.nms_thresh,
-                   detections_per_img=100)  # fmt: skip
-    torch.testing.assert_close(model(x, taught), theirs(x, [{**taught[0], "labels": taught[0]["labels"] - 1}]))
-    with torch.inference_mode():
-        (got,), (want,) = model.eval()(x), theirs.eval()(x)
-    assert len(got["labels"]) > 10
-    torch.testing.assert_close(got, {**want, "labels": want["labels"] + 1})
-    assert model.head.classification_head.cls_logits.out_channels == 3 * (9 if kind == "retinanet" else 1)
-
-
-def test_images_are_padded_and_nothing_else():
-    x = [image((97, 131)), image((64, 90), seed=1)]
-    batch, targets = Padded(32)(x, [target((97, 131)), target((64, 90))])
-    assert batch.tensors.shape == (2, 3, 128, 160)
-    for one, padded in zip(x, batch.tensors, strict=True):
-        h, w = one.shape[1:]
-        assert torch.equal(padded[:, :h, :w], one)
-        assert not padded[:, h:].any()
-        assert not padded[:, :, w:].any()
-    assert torch.equal(targets[1]["boxes"], target()["boxes"])
-
-
-# ------------------------------------------------------------------------------------------------------------ a cascade
-
-
-def given(model, seed=2):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        features = model.backbone(image()[None])
-    corners = torch.rand(40, 4) * torch.tensor([120.0, 80, 100, 70])
-    return features, [torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:] + 2], 1)], [(160, 224)]
-
-
-def still(model):
-    """No stage moves a box."""
-    for stage in model.roi_heads.stages:
-        nn.init.zeros_(stage.box_predictor.bbox_pred.weight)
-        nn.init.zeros_(stage.box_predictor.bbox_pred.bias)
-    return model
-
-
-def test_stages_are_the_published_ones():
-    stages = built("cascade").roi_heads.stages
-    assert [s.proposal_matcher.high_threshold for s in stages] == [0.5, 0.6, 0.7]
-    assert [s.proposal_matcher.low_threshold for s in stages] == [0.5, 0.6, 0.7]
-    assert [s.box_coder.weights for s in stages] == [(10, 10, 5, 5), (20, 20, 10, 10), (30, 30, 15, 15)]
-    assert [s.has_mask() for s in built("cascade mask").roi_heads.stages] == [True, False, False]
-
-
-@torch.no_grad()
-def test_boxes_go_through_three_stages_and_probabilities_are_averaged():
-    model = built("cascade", score=0.0, iou=1.0, limit=1000).eval()
-    features, regions, shapes = given(model)
-    stages = model.roi_heads.stages
-    for stage in stages:
-        nn.init.normal_(stage.box_predictor.bbox_pred.weight, std=0.3)
-    (got,) = model.roi_heads.found(features, regions, shapes)
-    total, boxes = 0.0, regions[0]
-    for stage in stages:
-        hidden = stage.box_head(stage.box_roi_pool(features, [boxes], shapes))
-        total = total + stage.box_predictor.cls_score(hidden).softmax(-1)
-        moved = stage.box_coder.decode_single(stage.box_predictor.bbox_pred(hidden), boxes)
-        boxes = torch.stack([moved[:, 0].clamp(0, 224), moved[:, 1].clamp(0, 160),
-                             moved[:, 2].clamp(0, 224), moved[:, 3].clamp(0, 160)], 1)  # fmt: skip
-    assert (boxes - regions[0]).abs().max() > 1
-    scores = (total / 3)[:, 1:]
-    whole = ((boxes[:, 2:] - boxes[:, :2]) >= 1e-2).all(1)
-    want = scores[whole].flatten().sort(descending=True)
-    torch.testing.assert_close(got["scores"], want.values, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(got["boxes"], boxes[whole][want.indices // 3], rtol=1e-4, atol=1e-2)
-    assert torch.equal(got["labels"], want.indices % 3 + 1)
-
-
-def test_each_stage_learns_by_its_own_matches():
-    model = still(built("cascade"))
-    features, regions, shapes = given(model)
-    taught, heads = [target()], model.roi_heads
-    torch.manual_seed(4)
-    got = heads.losses(features, regions, shapes, taught)
-    for k, (overlap, share) in enumerate(((0.5, 1.0), (0.6, 0.5), (0.7, 0.25))):
-        boxes = torch.cat([regions[0], taught[0]["boxes"]])  # fewer than 512: all are kept
-        best, which = box_iou(boxes, taught[0]["boxes"]).max(1)
-        labels = torch.where(best >= overlap, taught[0]["labels"][which], 0)
-        stage = heads.stages[k]
-        scores, sides = stage.box_predictor(stage.box_head(stage.box_roi_pool(features, [boxes], shapes)))
-        codes = stage.box_coder.encode_single(taught[0]["boxes"][which], boxes)
-        negatives = (labels == 0).sum()
-        assert negatives < 384
-        want = fastrcnn_loss(scores, sides, [labels], [codes])
-        for name, value in zip(("classifier", "box_reg"), want, strict=True):
-            torch.testing.assert_close(got[f"loss_{name}_{k + 1}"], share * value, rtol=1e-4, atol=1e-6)
-        assert want[1].item() > 0 or k == 2
-
-
-@torch.no_grad()
-def test_boxes_stay_inside():
-    model = built("cascade")
-    regions = [torch.tensor([[0.0, 0, 10, 10], [5, 5, 20, 30]]), torch.tensor([[1.0, 2, 30, 40]])]
-    sides = torch.tensor([[-20.0, 0, 0, 0], [0, 0, 50, 50], [0, 0, 0, 0]]).repeat(1, 4)
-    one, two = refined(model.roi_heads.stages[0], sides, regions, [(50, 60), (20, 25)])
-    assert one.tolist() == [[0, 0, 0, 10], [0, 0, 60, 50]]
-    assert two.tolist() == [[1, 2, 25, 20]]
 
 
 # ------------------------------------------------------------------------------------------------------ right and wrong

@@ -1,24 +1,21 @@
-"""UPerNet and Semantic FPN: published sizes and transformers' numbers, any pyramid and size, sliding windows, wrong
-input, adapters and token clustering, a few steps of learning."""
-
-import re
+"""UPerNet and Semantic FPN: any pyramid and size, adapters, token clustering, a few steps of learning, wrong input."""
 
 import pytest
 import torch
 import torch.nn.functional as F
+from semantic_parts import CLASSES, SIZE, Maps, image, labels, semantic_fpn, small, stirred, upernet
 from torch import nn
 from vision_tiny import distinct, tiny_pyramid
 
 from patchloom.vision.adapters import adapt, adapter
 from patchloom.vision.heads.conv_norm import ConvNorm
 from patchloom.vision.heads.multi_level import MultiLevel
-from patchloom.vision.heads.semantic import SemanticFpn, SemanticLogits, UPerNet
+from patchloom.vision.heads.semantic import UPerNet
 from patchloom.vision.heads.semantic_loss import SemanticLosses
 from patchloom.vision.heads.slide import Slide
 from patchloom.vision.plugins import SeamError, attach, plugin
 from patchloom.vision.pyramid import Pyramid
 from patchloom.vision.resnet import ResNetPyramid
-from patchloom.vision.zoo import create_model
 
 NAMES = ("swin_tiny", "convnext_tiny", "cvt_13", "poolformer_s12", "vmamba_tiny_s1l8", "vim_tiny", "vssd_tiny",
          "deit_small_patch16_224")  # fmt: skip
@@ -26,31 +23,6 @@ KINDS = [  # scans compile a part of theirs first
     pytest.param(n, marks=pytest.mark.slow if n.startswith("v") and n != "vssd_tiny" else ()) for n in NAMES
 ]
 CLUSTERED = ("swin_tiny", "vim_tiny", "deit_small_patch16_224")  # the others need full grids (docs/compatibility.md)
-SIZE, CLASSES = (160, 224), 5
-
-
-def upernet(backbone, **options):
-    return UPerNet(backbone, CLASSES, **{"width": 16, "auxiliary": 8} | options)
-
-
-def semantic_fpn(backbone, **options):
-    return SemanticFpn(backbone, CLASSES, **{"width": 16, "out": 8} | options)
-
-
-def small(name="swin_tiny", make=upernet, **options):
-    torch.manual_seed(0)
-    return make(tiny_pyramid(name), **options)
-
-
-def image(size=SIZE, batch=2, seed=0):
-    return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def labels(size=SIZE, batch=2):
-    """Classes, and some pixels of none."""
-    found = torch.randint(0, CLASSES, (batch, *size), generator=torch.Generator().manual_seed(1))
-    found[:, :9, :13] = 255
-    return found
 
 
 def step(model, size=SIZE, batch=2):
@@ -65,112 +37,6 @@ def step(model, size=SIZE, batch=2):
     with torch.no_grad():
         assert model.eval()(image(size, batch)).shape == (batch, CLASSES, *size)
     return losses
-
-
-# ------------------------------------------------------------------------------------------------- published networks
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [("swin_tiny", 59.94), ("convnext_tiny", 60.24), ("vmamba_tiny_s1l8", 61.9), ("vit_comer_seg_tiny", 38.7)],
-)
-def test_upernet_has_the_published_size(name, millions):
-    """With 150 classes and the auxiliary head."""
-    with torch.device("meta"):
-        model = UPerNet(create_model(name, features_only=True), 150)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.06)
-
-
-def test_semantic_fpn_has_the_published_size():
-    with torch.device("meta"):
-        model = SemanticFpn(create_model("poolformer_s12", features_only=True, dense=True), 150)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(15.7, abs=0.06)
-
-
-class Maps(nn.Module):
-    """A backbone that has its maps ready."""
-
-    def __init__(self, channels=(8, 16, 24, 32), strides=(4, 8, 16, 32), size=(64, 96)):
-        super().__init__()
-        self.channels, self.strides = list(channels), list(strides)
-        g = torch.Generator().manual_seed(0)
-        self.maps = [
-            torch.randn(2, c, -(-size[0] // s), -(-size[1] // s), generator=g)
-            for c, s in zip(channels, strides, strict=True)
-        ]
-
-    def forward(self, image):
-        return self.maps
-
-
-def stirred(model):
-    """With norms that have seen something, and nothing hidden by a zero."""
-    with torch.no_grad():
-        for n, t in model.state_dict().items():
-            if t.is_floating_point():
-                t.copy_(torch.rand_like(t) + 0.5 if n.endswith("var") else t + torch.randn_like(t) * 0.1)
-    return model.eval()
-
-
-RENAMED = (  # transformers' names of a head -> ours
-    (r"psp_modules\.(\d)\.1\.", r"pool.each.\1."),
-    (r"^bottleneck\.", "pool.mix."),
-    (r"^fpn_bottleneck\.", "mix."),
-    (r"^lateral_convs\.", "lateral."),
-    (r"^fpn_convs\.", "output."),
-    (r"^convs\.0\.", "conv."),
-    (r"\.conv\.(\w+)$", r".0.conv.\1"),
-    (r"\.batch_norm\.", ".0.norm."),
-    (r"^classifier\.", "classify.conv."),
-)
-
-
-def renamed(state):
-    found = {}
-    for name, value in state.items():
-        for theirs, ours in RENAMED:
-            name = re.sub(theirs, ours, name)
-        found[name] = value
-    return found
-
-
-@torch.inference_mode()
-def test_upernet_computes_what_transformers_does():
-    transformers = pytest.importorskip("transformers", reason="transformers is not a dependency of this part")
-    from transformers.models.upernet import modeling_upernet as theirs
-
-    backbone = Maps()
-    config = transformers.UperNetConfig(backbone_config=transformers.SwinConfig(), hidden_size=16, num_labels=CLASSES,
-                                        auxiliary_channels=8)  # fmt: skip
-    model = UPerNet(backbone, CLASSES, 16, auxiliary=8).eval()
-    for ours, head in (
-        (model.head, theirs.UperNetHead(config, backbone.channels)),
-        (model.auxiliary, theirs.UperNetFCNHead(config, backbone.channels)),
-    ):
-        torch.manual_seed(0)
-        ours.load_state_dict(renamed(stirred(head).state_dict()))
-        want = head(backbone.maps)
-        assert want.std() > 0.05
-        torch.testing.assert_close(ours(backbone.maps), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
-    whole = F.interpolate(model.head(backbone.maps), (64, 96), mode="bilinear", align_corners=False)
-    torch.testing.assert_close(model(torch.zeros(2, 3, 64, 96)), whole)
-
-
-@torch.inference_mode()
-def test_semantic_fpn_is_the_paper_s_sum():
-    """Convolution and doubling until the finest size, one convolution without doubling there; then the sum."""
-    torch.manual_seed(0)
-    backbone = Maps()
-    model = stirred(semantic_fpn(backbone))
-    assert [len(r.convs) for r in model.head.rise] == [1, 1, 2, 3]
-    total = 0
-    for level, (m, rise) in enumerate(zip(model.head.pyramid(backbone.maps), model.head.rise, strict=True)):
-        for conv in rise.convs:
-            m = F.relu(F.group_norm(conv.conv(m), 8, conv.norm.weight, conv.norm.bias))
-            m = F.interpolate(m, scale_factor=2, mode="bilinear", align_corners=False) if level else m
-        total = total + m
-    want = model.head.classify.conv(total)
-    torch.testing.assert_close(model.head(backbone.maps), want, rtol=1e-5, atol=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------- any pyramid, size
@@ -305,74 +171,6 @@ def test_a_few_steps_teach_it_a_picture(make):
         optimiser.step()
     with torch.no_grad():
         assert (model(x).argmax(1) == y).float().mean() > 0.95
-
-
-# -------------------------------------------------------------------------------------------------------------- losses
-
-
-def test_losses_are_means_over_what_is_judged():
-    torch.manual_seed(0)
-    logits = torch.randn(2, CLASSES, 6, 7, requires_grad=True)
-    y = torch.randint(0, CLASSES, (2, 6, 7))
-    y[0, :3] = 255
-    losses = SemanticLosses(auxiliary=0.3)(SemanticLogits(logits, 2 * logits), y)
-    torch.testing.assert_close(losses["main"], F.cross_entropy(logits, y, ignore_index=255))
-    torch.testing.assert_close(losses["auxiliary"], 0.3 * F.cross_entropy(2 * logits, y, ignore_index=255))
-    nothing = SemanticLosses()(SemanticLogits(logits, None), torch.full_like(y, 255))["main"]
-    nothing.backward()
-    assert nothing == 0
-    assert not logits.grad.any()
-
-
-def test_wrong_labels_are_named():
-    logits, y = SemanticLogits(torch.zeros(2, CLASSES, 6, 7), None), torch.zeros(2, 6, 7, dtype=torch.long)
-    for wrong, words in (
-        (y[:, :5], r"label maps of \(2, 5, 7\) for logits of \(2, 6, 7\)"),
-        (y.float(), r"whole numbers; got torch\.float32"),
-        (y + 5, "label 5: the model knows the classes 0 to 4, and 255 is ignored"),
-        (y - 1, "label -1"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            SemanticLosses()(logits, wrong)
-
-
-# ------------------------------------------------------------------------------------------------------------- windows
-
-
-def brute(model, x, size, stride):
-    """Pixel by pixel: the mean over the windows that hold it."""
-    h, w = x.shape[-2:]
-    total, count = 0, 0
-    for y0 in sorted({min(y, max(0, h - size[0])) for y in range(0, h, stride[0])}):
-        for x0 in sorted({min(y, max(0, w - size[1])) for y in range(0, w, stride[1])}):
-            found = model(x[..., y0 : y0 + size[0], x0 : x0 + size[1]])
-            sides = (x0, w - x0 - found.shape[-1], y0, h - y0 - found.shape[-2])
-            total, count = total + F.pad(found, sides), count + F.pad(torch.ones_like(found), sides)
-    return total / count
-
-
-@pytest.mark.parametrize(
-    ("size", "stride"), [((64, 64), (43, 43)), ((32, 48), (32, 48)), ((500, 40), (500, 33)), ((300, 300), (100, 100))]
-)
-@torch.no_grad()
-def test_windows_cover_the_image(size, stride):
-    model, x = stirred(small()), image((97, 131), 1)
-    slide = Slide(size, stride)
-    torch.testing.assert_close(slide(model, x), brute(model, x, size, stride), rtol=1e-4, atol=1e-5)
-    if min(size) >= 300:
-        torch.testing.assert_close(slide(model, x), model(x))
-    elements = torch.arange(97.0 * 131).view(1, 1, 97, 131)
-    torch.testing.assert_close(slide(lambda part: part, elements), elements)
-
-
-@torch.no_grad()
-def test_a_model_slides_in_evaluation_only():
-    model, x = stirred(small(slide=Slide(64, 48))), image((97, 131), 1)
-    torch.testing.assert_close(model(x), model.slide(model.whole, x))
-    assert not torch.allclose(model(x), model.whole(x))
-    assert len(list(model.slide.windows(97, 131))) == 2 * 3
-    model.train().slide = Slide(1, 1)  # which no backbone takes as an image: nobody asks
-    assert model(image()).shape == (2, CLASSES, *SIZE)
 
 
 # --------------------------------------------------------------------------------------------------------- wrong input
