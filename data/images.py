@@ -141,7 +141,7 @@ class Images(LightningDataModule, ABC):
             self.loaders[split].close()
         self.loaders[split] = Loader(
             pictures, self.batch_size, shuffle=train and not overfit, seed=self.seed, workers=self.workers,
-            even=train, world=world, rank=rank,
+            even=train, world=world, rank=rank, arrange=getattr(source, "arrange", None),
         )  # fmt: skip
         return self.loaders[split]
 

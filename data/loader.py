@@ -25,6 +25,7 @@ from .keyed import key
 from .read import UnreadableImage
 
 Key = tuple[int, int]  # epoch, index
+Arrange = Callable[[int | None], Tensor]
 log = logging.getLogger("patchloom.data")
 
 
@@ -55,15 +56,25 @@ class Order(Sampler[list[Key]]):
     even=True (training): the order is cut to whole batches for all processes where there is at least one, else filled
     up from its beginning to a multiple of `world`; all processes take equally many steps. even=False (evaluation):
     every picture exactly once over all processes, which may differ by one in their number: nothing is counted twice.
+    `arrange`: the order of an epoch from a seed (None: not shuffled), where it is not just any.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, shuffle: bool, seed: int, even: bool, world: int = 1, rank: int = 0
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        even: bool,
+        world: int = 1,
+        rank: int = 0,
+        arrange: Arrange | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size}: at least 1")
         self.length, self.batch_size, self.shuffle, self.seed, self.even = length, batch_size, shuffle, seed, even
-        self.world, self.rank = world, rank
+        self.world, self.rank, self.arrange = world, rank, arrange
         self.epoch, self.start = 0, 0  # of the next pass
         self.asked: int | None = None
 
@@ -73,9 +84,8 @@ class Order(Sampler[list[Key]]):
 
     def indices(self, epoch: int) -> list[int]:
         """This process's pictures of an epoch, in order."""
-        order = torch.arange(self.length)
-        if self.shuffle:
-            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(key(self.seed, epoch)))
+        seed = key(self.seed, epoch) if self.shuffle else None
+        order = in_any_order(self.length, seed) if self.arrange is None else self.arrange(seed)
         if self.even:
             whole = self.length // (self.world * self.batch_size) * self.world * self.batch_size
             fill = -self.length % self.world
@@ -93,6 +103,12 @@ class Order(Sampler[list[Key]]):
         epoch, indices = self.epoch, self.indices(self.epoch)
         for at in range(self.start * self.batch_size, len(indices), self.batch_size):
             yield [(epoch, index) for index in indices[at : at + self.batch_size]]
+
+
+def in_any_order(length: int, seed: int | None) -> Tensor:
+    if seed is None:
+        return torch.arange(length)
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
 
 
 def as_is(batch: Any) -> Any:
@@ -133,12 +149,13 @@ class Loader:
         world: int = 1,
         rank: int = 0,
         collate: Callable[[Any], Any] = as_is,
+        arrange: Arrange | None = None,
     ) -> None:
         if workers < 0:
             raise ValueError(f"workers = {workers}: 0 (in this process) or more")
         self.pictures, self.workers = dataset, workers
         self.batch_sampler = self.sampler = Order(
-            len(dataset), batch_size, shuffle=shuffle, seed=seed, even=even, world=world, rank=rank
+            len(dataset), batch_size, shuffle=shuffle, seed=seed, even=even, world=world, rank=rank, arrange=arrange
         )
         self.skipped: dict[str, str] = {}
         self.dropped: Counter[str] = Counter()

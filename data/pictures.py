@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -151,7 +152,11 @@ class Pictures(Readable):
         epochs, indices = np.array(kept, np.int64).T
         pictures, targets = zip(*rows, strict=True)
         images = self.pipeline.finish(torch.stack(pictures), self.seed, epochs, indices)
-        return Batch(images, torch.tensor(targets), skipped)
+        return Batch(images, self._targets(targets), skipped)
+
+    def _targets(self, found: Sequence[Any]) -> Any:
+        """What the sources say of the pictures of a batch, together."""
+        return torch.tensor(found)
 
     def _picture(self, epoch: int, index: int) -> tuple[Tensor, int]:
         shelf = self.shelf
@@ -171,3 +176,13 @@ class Pictures(Readable):
         if index not in self.originals:
             self.originals[index] = self.source.load(index, epoch)
         return self.originals[index]
+
+
+class Captioned(Pictures):
+    """Pictures of which the source says a text: Batch(images, list of texts, unreadable ones). None is cached."""
+
+    def __init__(self, source: Source, pipeline: Pipeline, seed: int, on_error: OnError, refill: bool) -> None:
+        super().__init__(source, pipeline, seed=seed, on_error=on_error, refill=refill, cache=False)
+
+    def _targets(self, found: Sequence[str]) -> list[str]:
+        return list(found)

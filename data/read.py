@@ -65,9 +65,9 @@ class UnreadableImage(ValueError):
         return f"unreadable image {self.file}: {self.reason}"
 
 
-def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Image:
+def read_image(source: str | Path | bytes, name: str | None = None, pixels: int | None = None) -> Image.Image:
     """A file, or its bytes, as an upright RGB picture; `name` stands for bytes in the error. Raises UnreadableImage
-    only.
+    only. `pixels`: at most so many, instead of Pillow's limit.
     """
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
     try:
@@ -78,7 +78,7 @@ def read_image(source: str | Path | bytes, name: str | None = None) -> Image.Ima
         raise UnreadableImage(name, "the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            limit = Image.MAX_IMAGE_PIXELS
+            limit = Image.MAX_IMAGE_PIXELS if pixels is None else pixels
             if limit is not None and image.width * image.height > limit:
                 raise UnreadableImage(
                     name, f"too large: {image.width} x {image.height} pixels, the limit is {limit:,} in all"

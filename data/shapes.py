@@ -11,12 +11,12 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .draw import Random, ground, lump, paint, strokes
+from .questions import Pair, colour_question, count_question, relation_question, told
 from .sample import ANSWERS, COLOURS, KINDS, QUESTIONS, RELATIONS, SIZES, Sample
 from .scene import tight_boxes
 
 Task = Literal["class", "boxes", "caption", "question"]
 Split = Literal["train", "val", "test"]
-Pair = tuple[str, str]
 SPLITS: tuple[str, ...] = get_args(Split)
 TURN = {
     "circle": pi,
@@ -60,7 +60,7 @@ class Shapes(Dataset[Sample]):
         if length < 1:
             raise ValueError(f"{length} drawn pictures: at least 1")
         self.length, self.task, self.seed, self.split = length, task, seed, split
-        held = pairs(without)
+        self.held = held = pairs(without)
         self.pairs = [(kind, colour) for kind in KINDS for colour in COLOURS if (kind, colour) not in held]
         self.featured = sorted(pairs(featured)) or self.pairs
         if clash := held & set(self.featured):
@@ -136,7 +136,7 @@ class Shapes(Dataset[Sample]):
             raise ValueError(f"no pair beside {first} differs from it in kind and colour: hold out fewer")
         things, relation = [first, others[int(r.integers(len(others)))]], RELATIONS[int(r.integers(4))]
         sample = self._scene(r, things, relation)
-        return _with(sample, caption=f"{named(things[0])} {relation} {named(things[1])}")
+        return _with(sample, caption=told(things[0], relation, things[1]))
 
     def _question(self, r: Random) -> Sample:
         about = QUESTIONS[int(r.integers(3))]
@@ -147,7 +147,7 @@ class Shapes(Dataset[Sample]):
         if about == "colour":  # the kind asked about is there once
             things = [first, *(t for t in things[1:] if t[0] != first[0])]
             sample = self._scene(r, things)
-            return _with(sample, about=about, question=f"what colour is the {first[0]}?", answer=first[1])
+            return _with(sample, about=about, question=colour_question(first[0]), answer=first[1])
         others = [p for p in self.pairs if p[0] != first[0]]
         second = others[int(r.integers(len(others)))]
         things = [first, second, *(t for t in things[1:] if t[0] not in (first[0], second[0]))]
@@ -155,17 +155,14 @@ class Shapes(Dataset[Sample]):
         asked = true if says else RELATIONS[RELATIONS.index(true) ^ 1]
         sample = self._scene(r, things, true)
         return _with(
-            sample,
-            about=about,
-            question=f"is the {first[1]} {first[0]} {asked} the {second[1]} {second[0]}?",
-            answer="yes" if says else "no",
+            sample, about=about, question=relation_question(first, asked, second), answer="yes" if says else "no"
         )
 
     def _count(self, r: Random, things: list[Pair]) -> Sample:
         """How many of a kind, a colour or both; the asked-about objects come first, 0 to 6 of them."""
         (kind, colour), mode = things[0], int(r.integers(3))
         wanted = {0: lambda p: p[0] == kind, 1: lambda p: p[1] == colour, 2: lambda p: p == (kind, colour)}[mode]
-        name = {0: f"{kind}s", 1: f"{colour} objects", 2: f"{colour} {kind}s"}[mode].replace("crosss", "crosses")
+        question = count_question(None if mode == 1 else kind, None if mode == 0 else colour)
         matching = [p for p in self.pairs if wanted(p)]
         count = int(r.integers(0 if self.featured is self.pairs else 1, 6))
         rest = [p for p in things[1:] if not wanted(p)][: max(0, 6 - count)]
@@ -177,7 +174,7 @@ class Shapes(Dataset[Sample]):
         )
         sample = self._scene(r, asked + rest)
         true = sum(wanted(pair) for pair in zip(sample.kinds, sample.colours, strict=True))
-        return _with(sample, about="count", question=f"how many {name} are there?", answer=str(true))
+        return _with(sample, about="count", question=question, answer=str(true))
 
     # where it is, and drawing it
 
@@ -257,12 +254,6 @@ def _fit(x: np.ndarray, y: np.ndarray, radius: np.ndarray, relation: str | None)
 def size_name(part: float) -> str:
     """The name of a radius, given as a part of the picture's shorter side."""
     return next((name for name, (low, high) in SIZES.items() if part < high), "large") if part >= 0 else "small"
-
-
-def named(pair: Pair) -> str:
-    """("star", "orange") -> "an orange star"."""
-    kind, colour = pair
-    return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {kind}"
 
 
 def _with(sample: Sample, **said: str) -> Sample:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .linear import eager_float32
+from .sizes import table as of_sizes
 
 Grid = tuple[int, int]
 
@@ -20,7 +21,7 @@ Grid = tuple[int, int]
 def reference(table: Tensor, grid: Grid, step: int = 1) -> Tensor:
     """table (h H*W) for keys on an H x W grid -> (h n H*W): table[:, |s y - y'| W + |s x - x'|] for query (y, x) and
     key (y', x'); queries stand on every `step`-th row and column. Defines the operation."""
-    return table[:, torch.from_numpy(places(grid, step)).to(table.device)]
+    return table[:, of_sizes(places, *grid, step).to(table.device)]
 
 
 def distance_bias(table: Tensor, grid: Grid, step: int = 1) -> Tensor:
@@ -32,18 +33,15 @@ def distance_bias(table: Tensor, grid: Grid, step: int = 1) -> Tensor:
     return _spread(table, grid, step)
 
 
-@lru_cache(maxsize=64)
-def places(grid: Grid, step: int) -> np.ndarray:
-    """(n H*W): the entry of the table for each pair. numpy: a tensor would keep the first caller's inference mode."""
-    (h, w), (rows, columns) = grid, (apart(n, step) for n in grid)
-    pairs: np.ndarray = rows[:, None, :, None] * w + columns[None, :, None, :]
-    return pairs.reshape(-1, h * w)
+def places(h: int, w: int, step: int, xp: Any = np) -> Any:
+    """(n H*W): the entry of the table for each pair."""
+    rows, columns = (apart(n, step, xp) for n in (h, w))
+    return (rows[:, None, :, None] * w + columns[None, :, None, :]).reshape(-1, h * w)
 
 
-def apart(n: int, step: int) -> np.ndarray:
+def apart(n: int, step: int, xp: Any = np) -> Any:
     """(n/step n): |s i - j|."""
-    far: np.ndarray = np.abs(np.arange(0, n, step)[:, None] - np.arange(n)[None, :])
-    return far
+    return abs(xp.arange((n + step - 1) // step)[:, None] * step - xp.arange(n)[None, :])
 
 
 @lru_cache(maxsize=64)
@@ -54,7 +52,7 @@ def one_hot(n: int, step: int) -> np.ndarray:
 
 
 def _spread(table: Tensor, grid: Grid, step: int) -> Tensor:
-    place = torch.from_numpy(places(grid, step))
+    place = of_sizes(places, *grid, step)
     return table.index_select(1, place.view(-1)).view(table.shape[0], *place.shape)
 
 

@@ -17,10 +17,14 @@ float64), under autocast too; the results have m's type.
 from array import array
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .sizes import always, is_open, modulo, table
 
 Filter = Callable[[Tensor, str, int], Tensor]  # map, name of the taps, axis (1 down, 2 across) -> map
 WIDEST = 128  # side up to which `products` is the faster
@@ -54,7 +58,9 @@ def analyse(m: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
         lo, hi = run(x, "h0", 2), run(x, "h1", 2)
         low = run(lo, "h0", 1)
         bands = torch.stack([run(lo, "h1", 1), run(hi, "h1", 1), run(hi, "h0", 1)])  # LH HH HL: 3 B H W C
-        a, b, c, d = (bands[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1))
+        h, w = x.shape[1] // 2, x.shape[2] // 2
+        fours = bands.unflatten(3, (w, 2)).unflatten(2, (h, 2))  # type: ignore[no-untyped-call]
+        a, b, c, d = (fours[:, :, :, i, :, j] for i in (0, 1) for j in (0, 1))
         first, second = torch.stack([a - d, b + c], 1), torch.stack([a + d, b - c], 1)
         high = torch.cat([first, second.flip(0)]) * 0.5**0.5
     return low.to(m.dtype), high.to(m.dtype)
@@ -77,9 +83,12 @@ def synthesise(low: Tensor, high: Tensor, *, backend: str = "auto") -> Tensor:
 
 def even(m: Tensor) -> Tensor:
     """m with its last row or column repeated where their number is odd."""
-    if m.shape[1] % 2:
-        m = torch.cat([m, m[:, -1:]], 1)
-    return torch.cat([m, m[:, :, -1:]], 2) if m.shape[2] % 2 else m
+    for axis in (1, 2):
+        if not always(m.shape[axis] % 2 == 0):
+            m = torch.cat([m, m.narrow(axis, m.shape[axis] - 1, 1)], axis)
+            if is_open(m.shape[axis]):
+                m = m.narrow(axis, 0, m.shape[axis] // 2 * 2)
+    return m
 
 
 # ----------------------------------------------------------------------------------------------------------- filters
@@ -88,7 +97,7 @@ def even(m: Tensor) -> Tensor:
 def reference(m: Tensor, name: str, axis: int) -> Tensor:
     """Defines the operation: m (B H W C) filtered along an axis by `TAPS[name]`."""
     taps, channels = TAPS[name], m.shape[-1]
-    index = torch.tensor(reflected(m.shape[axis], len(taps) // 2), device=m.device)
+    index = table(reflected, m.shape[axis], len(taps) // 2).to(m.device)
     x = m.index_select(axis, index).permute(0, 3, 1, 2)
     kernel = torch.tensor(taps, dtype=m.dtype, device=m.device).view((-1, 1) if axis == 1 else (1, -1))
     return F.conv2d(x, kernel.expand(channels, 1, -1, -1), groups=channels).permute(0, 2, 3, 1)
@@ -102,10 +111,10 @@ def products(m: Tensor, name: str, axis: int) -> Tensor:
     return torch.bmm(matrix.expand(x.shape[0], -1, -1), x).view(m.shape)
 
 
-def reflected(side: int, border: int) -> list[int]:
+def reflected(side: int, border: int, xp: Any = np) -> Any:
     """The places -border ... side + border - 1 of a side that is reflected to and fro, its ends standing twice."""
-    places = [i % (2 * side) for i in range(-border, side + border)]
-    return [min(i, 2 * side - 1 - i) for i in places]
+    place = modulo(xp.arange(side + 2 * border) - border, 2 * side, xp)
+    return xp.minimum(place, 2 * side - 1 - place)
 
 
 @lru_cache(maxsize=256)
@@ -123,6 +132,8 @@ BACKENDS: dict[str, Filter] = {"reference": reference, "products": products}
 
 
 def chosen(m: Tensor, backend: str) -> Filter:
+    if backend == "auto" and is_open(*m.shape[1:3]):
+        backend = "reference"
     if backend == "auto":  # recorded or counted: as what defines it
         recorded = torch.compiler.is_compiling() or m.is_meta or torch._C._len_torch_dispatch_stack() > 0
         backend = "reference" if recorded or max(m.shape[1:3]) > WIDEST else "products"

@@ -21,31 +21,40 @@ SLICE = 4 * 1024 * 1024  # numbers of hidden activations at a time: 16 MB in flo
 Star = tuple[Tensor, Tensor]  # StarReLU's scale and bias; None stands for the exact GELU
 
 
+KINDS = {False: "none", True: "tanh"}  # of the GELU, as torch calls them
+
 Layer = tuple[Tensor, Tensor | None]  # weight (out in) and bias (out)
 
 
-def reference(x: Tensor, first: Layer, last: Layer, star: Star | None = None, gamma: Tensor | None = None) -> Tensor:
-    """x (… C), first (H C) (H), last (C' H) (C'), gamma (C') -> (… C'); defines the operation."""
+def reference(x: Tensor, first: Layer, last: Layer, star: Star | None = None, gamma: Tensor | None = None,
+              tanh: bool = False) -> Tensor:  # fmt: skip
+    """x (… C), first (H C) (H), last (C' H) (C'), gamma (C') -> (… C'); defines the operation. `tanh`: the GELU is
+    its approximation by tanh."""
     hidden = F.linear(x, *first)
-    y = F.linear(F.gelu(hidden) if star is None else star_relu(hidden, *star), *last)
+    hidden = F.gelu(hidden, approximate=KINDS[tanh]) if star is None else star_relu(hidden, *star)
+    y = F.linear(hidden, *last)
     return y if gamma is None else y * gamma
 
 
-def mlp(x: Tensor, first: Layer, last: Layer, star: Star | None = None, gamma: Tensor | None = None) -> Tensor:
+def mlp(x: Tensor, first: Layer, last: Layer, star: Star | None = None, gamma: Tensor | None = None,
+        tanh: bool = False) -> Tensor:  # fmt: skip
     """`reference`, in slices on a CPU where nothing records operators: in float32, without a graph in bfloat16 too."""
+    assert star is None or not tanh, "one activation: StarReLU, or a GELU by tanh"
     (w1, b1), (w2, b2), (s, b) = first, last, (None, None) if star is None else star
     tensors = (x, w1, b1, w2, b2, s, b, gamma)
     graph = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if not (eager_float32(x, w1, w2) or (not graph and eager(torch.bfloat16, x, w1, w2))) or not x.numel():
-        return reference(x, first, last, star, gamma)
+        return reference(x, first, last, star, gamma, tanh)
     if graph:
-        return _Mlp.apply(*tensors)  # type: ignore[no-any-return]
+        return _Mlp.apply(tanh, *tensors)  # type: ignore[no-any-return]
     if gamma is not None:
         w2, b2 = scaled(w2, b2, gamma)
     rows = x.reshape(-1, x.shape[-1])
     parts = []
     for a in slices(rows.shape[0], w1.shape[0]):
-        hidden = product(rows[a], w1, b1, gelu=star is None)
+        hidden = product(rows[a], w1, b1, gelu=star is None and not tanh)
+        if tanh:
+            hidden = torch.ops.aten.gelu_(hidden, approximate="tanh")
         parts.append(product(hidden if star is None else star_relu(hidden, *star), w2, b2))
     return whole(parts, x)
 
@@ -75,18 +84,19 @@ class _Mlp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, *tensors: Any) -> Tensor:
+    def forward(ctx: Any, tanh: bool, *tensors: Any) -> Tensor:
         x, w1, b1, w2, b2, s, b, gamma = tensors
         plain = w2, b2
         if gamma is not None:
             w2, b2 = scaled(w2, b2, gamma)
         rows = x.reshape(-1, x.shape[-1])
-        need_x, need_w1, need_b1, need_w2, _, need_s, need_b, need_gamma = ctx.needs_input_grad
+        need_x, need_w1, need_b1, need_w2, _, need_s, need_b, need_gamma = ctx.needs_input_grad[1:]
+        ctx.kind = KINDS[tanh]
         need_p, need_h = need_x or need_w1 or need_b1 or need_s or need_b, need_w2 or need_gamma
         kept: list[Tensor | None] = []
         parts: list[Tensor] = []
         for a in slices(rows.shape[0], w1.shape[0]):
-            p, h = activated(product(rows[a], w1, b1), s, b)
+            p, h = activated(product(rows[a], w1, b1), s, b, ctx.kind)
             kept += [p if need_p else None, h if need_h else None]
             parts.append(product(h, w2, b2))
         ctx.save_for_backward(rows if need_w1 else None, w1, w2, s, gamma, *plain, *kept)
@@ -96,7 +106,7 @@ class _Mlp(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows, w1, w2, s, gamma, plain2, bias2, *kept = ctx.saved_tensors
-        need_x, need_w1, need_b1, need_w2, need_b2, need_s, need_b, need_gamma = ctx.needs_input_grad
+        need_x, need_w1, need_b1, need_w2, need_b2, need_s, need_b, need_gamma = ctx.needs_input_grad[1:]
         shape, dy = dy.shape, dy.reshape(-1, dy.shape[-1])
         dw1: Tensor | None = None
         dw2: Tensor | None = None
@@ -110,7 +120,7 @@ class _Mlp(torch.autograd.Function):
                 dw2 = added(dw2, outer(dy[a], h))
             if p is None:
                 continue
-            dp = through_activation(product(dy[a], w2.t()), p, s, star)
+            dp = through_activation(product(dy[a], w2.t()), p, s, star, ctx.kind)
             if need_w1:
                 dw1 = added(dw1, outer(dp, rows[a]))
             if db1 is not None:
@@ -125,25 +135,25 @@ class _Mlp(torch.autograd.Function):
                 dgamma += db2 * bias2
             dw2, db2 = dw2.mul_(gamma[:, None]), None if db2 is None else db2 * gamma
         ds, db = (None, None) if star is None else (star[:1], star[1:])
-        return dx, dw1, db1, dw2 if need_w2 else None, db2 if need_b2 else None, ds, db, dgamma
+        return None, dx, dw1, db1, dw2 if need_w2 else None, db2 if need_b2 else None, ds, db, dgamma
 
 
 def added(total: Tensor | None, part: Tensor) -> Tensor:
     return part if total is None else total.add_(part)
 
 
-def activated(p: Tensor, s: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+def activated(p: Tensor, s: Tensor | None, b: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
     """What the backward pass needs of p (itself, or relu(p) in its place) and act(p); p may be overwritten."""
     if s is None or b is None:
-        return p, F.gelu(p)
+        return p, F.gelu(p, approximate=kind)
     p = p.relu_()
     return p, torch.addcmul(b, p, p, value=s.item())
 
 
-def through_activation(dh: Tensor, p: Tensor, s: Tensor | None, star: Tensor | None) -> Tensor:
+def through_activation(dh: Tensor, p: Tensor, s: Tensor | None, star: Tensor | None, kind: str) -> Tensor:
     """dp = act'(p) dh in the memory of dh; the gradients of StarReLU's two scalars are added to `star`."""
     if s is None:
-        return torch.ops.aten.gelu_backward.grad_input(dh, p, grad_input=dh)  # type: ignore[no-any-return]
+        return torch.ops.aten.gelu_backward.grad_input(dh, p, approximate=kind, grad_input=dh)  # type: ignore[no-any-return]
     if star is not None:
         star[1] += dh.sum()
     dh.mul_(p)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .linear import eager_float32
+from .sizes import is_open, missing
 
 
 def reference(m: Tensor, size: int) -> Tensor:
@@ -18,6 +19,15 @@ def reference(m: Tensor, size: int) -> Tensor:
     operation."""
     mean = F.avg_pool2d(m.permute(0, 3, 1, 2), size, 1, size // 2, count_include_pad=False)
     return mean.permute(0, 2, 3, 1) - m
+
+
+def means(x: Tensor, size: int) -> Tensor:
+    """x (B C H W) -> the means over size x size places, at the edges over those that exist (B C ceil(H/size) ...)."""
+    h, w = x.shape[-2:]
+    if not is_open(h, w):
+        return F.avg_pool2d(x, size, ceil_mode=True, count_include_pad=False)
+    edge = (0, missing(w, size), 0, missing(h, size))
+    return F.avg_pool2d(F.pad(x, edge), size) / F.avg_pool2d(F.pad(x.new_ones(1, 1, h, w), edge), size)
 
 
 def pool_minus_identity(m: Tensor, size: int) -> Tensor:

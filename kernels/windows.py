@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .attend import attend, current
 from .linear import eager, eager_float32
+from .sizes import is_open, modulo
 
 Grid = tuple[int, int, int, int, int]  # windows down and across, window size, heads, channels of a head
 
@@ -72,6 +73,10 @@ def unwindow(x: Tensor, h: int, w: int, s: int) -> Tensor:
 
 def roll(m: Tensor, by: int) -> Tensor:
     """m (B H W C) rolled by `by` rows and columns, in one copy (torch.roll takes one a side)."""
+    if is_open(by):
+        h, w = m.shape[1:3]
+        down, right = (modulo(torch.arange(n, device=m.device) - by, n, torch) for n in (h, w))
+        return m.index_select(1, down).index_select(2, right)
     if not (eager_float32(m) or eager(torch.bfloat16, m)) or not by:
         return m.roll((by, by), (1, 2)) if by else m
     if torch.is_grad_enabled() and m.requires_grad:

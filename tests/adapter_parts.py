@@ -78,6 +78,7 @@ METHODS = {
     "convpass:width=4": Method(),
     "soft_moa": Method(),
     "dense_moa": Method(),
+    "mole:experts=2,r=4,dropout=0.0,dense=true": Method(),  # of the sparse one what no token takes does not learn
     "compacter:reduction=4": Method(),
     "low_rank:reduction=4": Method(),
     "hyperformer:tasks=a+b": Method(learn=by_tasks),

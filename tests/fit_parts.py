@@ -63,6 +63,17 @@ class Strike(L.Callback):
             self.strike()
 
 
+class Cut(L.Callback):
+    """Ends the run with an error right before the optimiser's step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
+        if trainer.global_step == self.step:
+            raise ValueError("cut off")
+
+
 class Sleep(L.Callback):
     """A step that does not end."""
 
@@ -105,7 +116,7 @@ def recipe(folder: Path, name: str = "small", text: str = RECIPE, **replaced: st
     return path
 
 
-def patchloom(*words: Any, cwd: Path, limit: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
+def patchloom(*words: Any, cwd: Path, limit: float = 300, **options: Any) -> subprocess.CompletedProcess[str]:
     """One command line in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "TERM": "dumb"}
     return subprocess.run(

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields, is_dataclass, replace
 
 from patchloom.vision.block import EachBlock
+from patchloom.vision.language import LanguageLayers
 from patchloom.vision.mixers.each import Each
 from patchloom.vision.mixers.factorized import Factorized
 from patchloom.vision.model import Classifier
@@ -61,6 +62,9 @@ def tiny(network: Network) -> Network:
     if isinstance(network, TwoBranched):  # gamma 0 would hide what stands behind it
         branch = replace(network.branch, fields=1.0, heads=2, values=0.5, width=8, gamma=0.1)
         return replace(network, stages=stages, branch=branch)
+    if isinstance(network.head.neck, LanguageLayers):
+        neck = replace(network.head.neck, width=16, heads=2, hidden=24)
+        network = replace(network, head=replace(network.head, neck=neck))
     return replace(network, stages=stages, dense=dense)
 
 
@@ -71,10 +75,10 @@ def tiny_classifier(name: str, classes: int = 7, drop_path: float = 0.0) -> Clas
     return model
 
 
-def tiny_pyramid(name: str, dense: bool = False) -> Pyramid:
+def tiny_pyramid(name: str, dense: bool = False, out_indices: list[int] | None = None) -> Pyramid:
     network = tiny(VARIANTS[name])
     norm = network.dense.norm if dense and network.dense else None
-    return Pyramid(network.backbone(3, 0.0, dense), None, norm)
+    return Pyramid(network.backbone(3, 0.0, dense), out_indices, norm)
 
 
 def distinct() -> list[str]:

@@ -9,7 +9,7 @@ from torch import nn
 from ..vision import zoo
 from ..vision.adapters import AdapterError, book
 from ..vision.adapters.files import Card, find_adapter, load_adapter, read_card
-from .checkpoint import find, load_model, preprocessing_of, published_classes
+from .checkpoint import find, load_model, preprocessing_of, published_classes, read
 
 
 def load_adapted(spec: str | None, folder: str | os.PathLike) -> tuple[nn.Module, list[str], dict[str, Any]]:
@@ -49,5 +49,10 @@ def variant(name: str) -> str | None:
 
 
 def trained(spec: str) -> nn.Module:
-    """What a recipe can build on: the network of a run, a checkpoint or a published name, with its weights."""
-    return load_model(spec)[0].train()
+    """What a recipe can build on: the network of a run, a checkpoint or a published name, with its weights; as
+    `class_names` what its classes are called, and of a denoiser as `learned_under` the process in plain words."""
+    model, classes, _ = load_model(spec)
+    model.class_names = classes
+    if (path := find(spec)) is not None and path.is_file():
+        model.learned_under = read(path)["patchloom"].get("process")
+    return model.train()

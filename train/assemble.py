@@ -17,6 +17,7 @@ from .callbacks.rates import Rates
 from .callbacks.signals import Signals
 from .cli import UsageError
 from .runs import MetricsFile
+from .sharded import Sharded
 
 TRAINER = {  # what a recipe need not say; everything else is Lightning's own default
     "accelerator": "auto",
@@ -44,12 +45,23 @@ class Keys(LightningArgumentParser):
         raise UsageError(message) from ex
 
 
+class Saved(SaveConfigCallback):
+    """config.yaml of the run folder, written at the first batch: a run that is refused before, as one on a checkpoint
+    that does not fit, leaves the file as it is."""
+
+    def setup(self, trainer, module, stage) -> None:
+        """Too early."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx) -> None:
+        super().setup(trainer, module, "fit")
+
+
 class Cli(LightningCLI):
     """Reads recipe and line; makes model and data, and a trainer that works in one run folder."""
 
     def __init__(self, verb: str, lines: list[str], folder: Path | None, resumed_at: int | None):
         self.verb, self.folder, self.resumed_at = verb, folder, resumed_at
-        saving = {"save_config_callback": SaveConfigCallback, "save_config_kwargs": {"overwrite": True}}
+        saving = {"save_config_callback": Saved, "save_config_kwargs": {"overwrite": True}}
         super().__init__(
             None,
             None,
@@ -81,6 +93,8 @@ class Cli(LightningCLI):
 
     def instantiate_trainer(self, **options: Any) -> L.Trainer:
         settings = self.config_init.trainer
+        if settings.strategy == "fsdp2":
+            options = {"strategy": Sharded(), **options}
         self.made = {key: self.config_init[key] for key in CALLBACKS}
         self.signals = Signals(self.made["checkpoints"])
         extra: dict[str, Any] = {"plugins": [*as_list(settings.plugins), PlainFiles()]}

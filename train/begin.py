@@ -10,9 +10,10 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..vision.adapters import adapter_of, from_words, in_words, own_state
+from ..vision.adapters import adapter_of, from_words, host, in_words, own_state
 from ..vision.adapters.lora_data import needs_data, prepare
 from ..vision.adapters.probe import Probe
+from ..vision.zoo import adapter_within
 from .learning import outside_heads
 
 SEEN = 256  # images that such adapters as CorDA look at before they learn
@@ -23,7 +24,7 @@ def check_learning(model: nn.Module, trainer: L.Trainer) -> None:
     adapter = adapter_of(model)
     if adapter is None:
         return
-    if not isinstance(adapter, Probe) and not outside_heads(model):
+    if not isinstance(adapter, Probe) and not outside_heads(host(model)):
         raise ValueError(
             f"adapter {in_words(adapter)} would train nothing but the head here: give it places where it learns, or "
             "say adapter: probe"
@@ -43,29 +44,36 @@ def begin_as_images_have_it(model: nn.Module, trainer: L.Trainer) -> None:
         return
     data = trainer.datamodule
     loader = trainer.train_dataloader if data is None else data.train_dataloader()
-    prepare(model, first_images(loader, next(model.parameters()).device))
+    prepare(host(model), first_images(loader, next(model.parameters()).device))
     if dist.is_available() and dist.is_initialized():  # each process has seen images of its own
         for t in own_state(model).values():
             dist.broadcast(t, 0)
 
 
 def first_images(loader: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
-    """Batches (B, 3, H, W) of the loader until `SEEN` images have come."""
+    """Batches (B, 3, H, W) of the loader until `SEEN` images have come; images of many sizes come one by one."""
     seen = 0
     for batch in loader:
         image = batch
-        while isinstance(image, (tuple, list)):  # the first of several views
+        while isinstance(image, (tuple, list)) and not is_list_of_images(image):  # the first of several views
             image = image[0]
-        yield image.to(device)
-        seen += len(image)
-        if seen >= SEEN:
-            return
+        for each in (one[None] for one in image) if isinstance(image, (tuple, list)) else (image,):
+            yield each.to(device)
+            seen += len(each)
+            if seen >= SEEN:
+                return
 
 
-def check_adapter(saved: Mapping[str, Any] | None, model: nn.Module) -> None:
-    """Raises where a checkpoint was trained with another adapter than the model has: their tensors are others."""
-    here = adapter_of(model)
-    then = None if saved is None else from_words(saved)
+def is_list_of_images(value: Any) -> bool:
+    """Whether it is a list of (3, H, W), as detectors take them."""
+    return isinstance(value, (tuple, list)) and all(isinstance(v, Tensor) and v.ndim == 3 for v in value)
+
+
+def check_adapter(saved: Mapping[str, Any], model: nn.Module) -> None:
+    """Raises where the network that a checkpoint describes has another adapter than the model: their tensors are
+    others."""
+    here, said = adapter_of(model), adapter_within(saved)
+    then = None if said is None else from_words(said)
     if then != here:
         names = ["none" if each is None else in_words(each) for each in (then, here)]
         raise ValueError(f"the checkpoint was trained with adapter {names[0]}, the model has {names[1]}: set the same")

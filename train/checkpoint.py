@@ -14,7 +14,6 @@ import os
 import pickle
 import pickletools
 import re
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,12 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from ..vision import zoo
-from ..vision.adapters import adapter_of
+from ..vision.adapters import adapter_of, host
 from ..vision.adapters.files import is_adapter
 from ..vision.adapters.trunk import covered, uncover
+from .saving import check_plain as check_plain
+from .saving import save as save
 
 FORMAT = 1
-PLAIN = (str, int, float, bool, bytes, type(None), Tensor, torch.dtype, torch.device, torch.Size)
+TRUNK = "trunk:"  # before the names of what an adapter covers, in a .safetensors file, whose header has no tensors
 EMA_PREFIXES = ("ema.module.", "ema.")
 UNREADABLE = (
     pickle.UnpicklingError,
@@ -63,99 +64,6 @@ def header(model: nn.Module, classes: list[str], preprocessing: Mapping[str, Any
         "recipe": recipe,
         **below,
     }
-
-
-def check_plain(value: Any, place: str = "checkpoint") -> None:
-    """Raises TypeError with the place of the first value that `weights_only=True` would not load."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            check_plain(key, f"{place} key")
-            check_plain(item, f"{place}[{key!r}]")
-    elif type(value) in (list, tuple, set):
-        for i, item in enumerate(value):
-            check_plain(item, f"{place}[{i}]")
-    elif not isinstance(value, PLAIN):
-        raise TypeError(
-            f"{place} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds tensors "
-            "and plain values only: turn it into numbers, strings, lists or dicts in state_dict()"
-        )
-
-
-def save(content: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Writes `content` beside `path`, syncs it to the disk, then renames: `path` is the old file or the new one, never
-    half.
-    """
-    check_plain(content)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with _Recorded(os.fdopen(handle, "wb")) as file:
-            file.write_with(lambda: torch.save(content, file))
-            file.sync()
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as error:
-        had = "the previous one is intact" if path.exists() else "nothing was written"
-        raise OSError(
-            f"cannot save checkpoint {path}: {error.strerror or error}; {had}; free space or choose another "
-            "disk with --trainer.default_root_dir, then go on with --resume"
-        ) from error
-    finally:
-        Path(name).unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-class _Recorded:
-    """A binary file that remembers its first OSError: torch's writer wraps or drops what `write` raises."""
-
-    def __init__(self, file):
-        self.file, self.error = file, None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.file.close()
-
-    def write(self, data) -> int:
-        if self.error is None:
-            try:
-                return self.file.write(data)
-            except OSError as error:
-                self.error = error
-        return len(data)  # a write after the failed one: swallowed, the file is thrown away
-
-    def flush(self) -> None:
-        if self.error is None:
-            try:
-                self.file.flush()
-            except OSError as error:
-                self.error = error
-
-    def write_with(self, action) -> None:
-        action()
-        self.flush()
-        if self.error is not None:
-            raise self.error
-
-    def sync(self) -> None:
-        os.fsync(self.file.fileno())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- reading
@@ -212,9 +120,13 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, "pt") as file:
-            content: dict[str, Any] = {"state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = {name: t for name, t in tensors.items() if not name.startswith(TRUNK)}
+            content: dict[str, Any] = {"state_dict": state}
             if "patchloom" in (file.metadata() or {}):
-                content["patchloom"] = json.loads(file.metadata()["patchloom"])
+                content["patchloom"] = head = json.loads(file.metadata()["patchloom"])
+                if "trunk" in head:
+                    head["trunk"]["state"] = {n.removeprefix(TRUNK): t for n, t in tensors.items() if n not in state}
     except (SafetensorError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: {_why_unreadable(path, error)}") from error
     return content
@@ -246,12 +158,12 @@ def _count(names: list[str], what: str) -> str:
 
 
 def find(spec: str | os.PathLike) -> Path | None:
-    """The checkpoint file that `spec` means: a file, or best.ckpt, else last.ckpt, of a run folder, or the folder of a
-    saved adapter; None for a model's name.
+    """The checkpoint file that `spec` means: a file, or best.ckpt, else last.ckpt, of a run folder, model.safetensors
+    of one that patchloom pull made, or the folder of a saved adapter; None for a model's name.
     """
     path = Path(spec)
     if path.is_dir():
-        for name in ("best.ckpt", "last.ckpt"):
+        for name in ("best.ckpt", "last.ckpt", "model.safetensors"):
             if (path / name).is_file():
                 return path / name
         if is_adapter(path):
@@ -313,16 +225,20 @@ def load_model(spec: str, *, ema: bool = True) -> tuple[nn.Module, list[str], di
 
 
 def preprocessing_of(model: nn.Module) -> dict[str, Any]:
-    """The part of timm's `default_cfg` that says how an image becomes the model's input."""
-    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-    return {key: model.default_cfg[key] for key in keys if key in model.default_cfg}
+    """What `default_cfg`, of the model or of the backbone below its head, says of how an image becomes its input: in
+    timm's words, and `shortest` and `longest` of a detector. Empty where neither says anything."""
+    cfg = getattr(model, "default_cfg", None) or getattr(host(model), "default_cfg", {})
+    keys = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "shortest", "longest")
+    return {key: cfg[key] for key in keys if key in cfg}
 
 
-def published_classes(count: int) -> list[str]:
-    """ImageNet's names, in the order of the logits, for 1,000, 11,821, 21,841 or 21,843 classes; numbers for others."""
-    subset = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}.get(count)
+def published_classes(count: int | None) -> list[str]:
+    """ImageNet's names, in the order of the logits, for 1,000, 11,821, 21,841 or 21,843 classes; numbers for others.
+    None (of what takes captions, or nothing): no names."""
+    subsets = {1000: "imagenet-1k", 11821: "imagenet-12k", 21841: "imagenet-22k", 21843: "imagenet-21k-goog"}
+    subset = subsets.get(count or 0)
     if subset is None:
-        return [str(i) for i in range(count)]
+        return [str(i) for i in range(count or 0)]
     from timm.data import ImageNetInfo
 
     info = ImageNetInfo(subset)

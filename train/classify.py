@@ -1,33 +1,26 @@
 """`Classify`: a classifier with its loss, optimiser groups, schedule, mixing, average of weights and metrics."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from ..vision.adapters import adapter_of
-from ..vision.adapters.files import put_on
-from ..vision.adapters.trunk import digest
-from .begin import begin_as_images_have_it, check_adapter, check_classes, check_learning
-from .callbacks.adalora import ranks_that_fall
-from .checkpoint import header, preprocessing_of
+from .begin import check_classes
 from .confusion import draw_confusion
-from .ema import Average, Ema
+from .ema import Ema
 from .losses import Counts, CrossEntropy, Loss
 from .metrics import CONFUSION_LIMIT, metrics
 from .mixing import Mixing
-from .optim import Cosine, Schedule, build_optimizer
+from .module import Trained
+from .optim import Schedule
 from .patches import PatchMixing
 
 
-class Classify(L.LightningModule):
+class Classify(Trained):
     """Trains and judges `model` (timm's contract) on batches (image (B, 3, H, W), target (B,) or (B, C)).
 
     The head gets as many classes as the data has; names and preprocessing of the data travel in the checkpoint.
@@ -51,22 +44,12 @@ class Classify(L.LightningModule):
         channels_last: bool = False,
         adapter: Any = None,
     ):
-        super().__init__()
-        self.model = model
-        started = None if adapter is None else put_on(model, adapter)
-        self.head_of = [] if started is None else started.classes  # the classes of a head that was trained before
+        super().__init__(model, optimizer, schedule, layer_decay, lr_scales, ema, adapter)
         self.loss = loss if loss is not None else CrossEntropy()
-        self.optimizer, self.schedule = optimizer, schedule
-        self.layer_decay, self.lr_scales = layer_decay, lr_scales
         self.mixing, self.mixer, self.mixing_seed = mixing, None, 0
-        self.ema_spec, self.ema = ema, None
         self.channels_last = channels_last
-        self.classes: list[str] = list(self.head_of)
-        self.data_names_classes, self.untrained = False, ""  # the latter: why it cannot be judged without a checkpoint
-        self.preprocessing: dict[str, Any] = preprocessing_of(model)
-        self.recipe = ""  # its name, set by the command line, for the checkpoint
-        self.trunk: str | None = None  # digest of the weights below an adapter, as they were before the run
-        self.judges = nn.ModuleDict()
+        self.head_of = [] if self.adapter_card is None else self.adapter_card.classes  # of a head trained before
+        self.classes = list(self.head_of)
 
     # ------------------------------------------------------------------------------------------------ before a run
 
@@ -75,21 +58,7 @@ class Classify(L.LightningModule):
         return getattr(self.loss, "labels", "one")
 
     def setup(self, stage: str) -> None:
-        """After the data's own setup, before a checkpoint is loaded: head, average and metrics get their final
-        shape."""
-        data = getattr(self.trainer, "datamodule", None)
-        self.preprocessing = dict(getattr(data, "preprocessing", None) or self.preprocessing)
-        named = list(getattr(data, "classes", None) or ())
-        self.data_names_classes, self.untrained = bool(named), ""
-        own = self.model.num_classes
-        if stage != "fit" and len(named) not in (0, own):
-            self.untrained = f"the model tells {own} classes apart, the data has {len(named)}"
-        if stage != "fit" and named and self.head_of not in ([], named):
-            check_classes(self.head_of, named)
-        self._adopt(named or self.classes or [str(i) for i in range(self.model.num_classes)])
-        if stage == "fit":
-            check_learning(self.model, self.trainer)
-            self.trunk = None if adapter_of(self.model) is None else digest(self.model)
+        super().setup(stage)
         if stage == "fit" and isinstance(self.loss, Loss):
             self.loss.setup(len(self.classes), self._counts, self.preprocessing)
             for part in self.model.modules() if self.loss.needs_image else ():
@@ -99,7 +68,15 @@ class Classify(L.LightningModule):
                 if getattr(part, "head_patches", None) is not None:
                     part.set_patch_training(True)
 
-    def _adopt(self, classes: list[str]) -> None:
+    def meet(self, named: list[str], stage: str) -> list[str]:
+        own = self.model.num_classes
+        if stage != "fit" and len(named) not in (0, own):
+            self.untrained = f"the model tells {own} classes apart, the data has {len(named)}"
+        if stage != "fit" and named and self.head_of not in ([], named):
+            check_classes(self.head_of, named)
+        return named or self.classes or [str(i) for i in range(own)]
+
+    def adopt(self, classes: list[str]) -> None:
         """Gives head, average, mixing and metrics the number of these classes; what has it already is left alone."""
         count, known = len(classes), len(self.classes)
         if count < 2 and self.labels == "one":
@@ -111,8 +88,6 @@ class Classify(L.LightningModule):
             self.ema = None
         if self.channels_last:
             self.model.to(memory_format=torch.channels_last)
-        if self.ema_spec is not None and self.ema is None:
-            self.ema = Average(self.model, self.ema_spec)
         if self.mixing is not None and (self.mixer is None or known != count):
             self.mixer, self.mixing_seed = self.mixing.build(count, self.labels == "many"), torch.initial_seed()
         if known != count or not self.judges:
@@ -120,7 +95,7 @@ class Classify(L.LightningModule):
                 {kind: metrics(count, self.labels, confusion=kind == "test") for kind in ("val", "test")}
             )
             self.judges.to(self.device)
-        self.classes = classes
+        super().adopt(classes)
 
     def _counts(self) -> Counts:
         data = self.trainer.datamodule
@@ -131,40 +106,13 @@ class Classify(L.LightningModule):
         images, classes = data.class_counts()
         return Counts(images, torch.as_tensor(classes))
 
-    def configure_callbacks(self) -> list[L.Callback]:
-        """What the adapter's method does between steps."""
-        return ranks_that_fall(self.model)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.optimizer, self.model, self.layer_decay, self.lr_scales)
-        schedule = Cosine() if self.schedule is None else self.schedule
-        if isinstance(schedule, Schedule):
-            self.trainer.fit_loop.setup_data()  # so that the length of an epoch is known
-            steps, batches = float(self.trainer.estimated_stepping_batches), self.trainer.num_training_batches
-            epoch_steps = batches if math.isinf(batches) else math.ceil(batches / self.trainer.accumulate_grad_batches)
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {"scheduler": schedule.build(optimizer, steps, epoch_steps), "interval": "step"},
-            }
-        scheduler = schedule(optimizer)
-        plan: dict[str, Any] = {"scheduler": scheduler, "interval": "epoch"}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            plan["monitor"] = scheduler.monitor
-        return {"optimizer": optimizer, "lr_scheduler": plan}
-
-    def on_fit_start(self) -> None:
-        if self.trainer.ckpt_path is None:
-            begin_as_images_have_it(self.model, self.trainer)
-        if self.trainer.checkpoint_callbacks:
-            self.on_save_checkpoint({})  # a model that cannot be described shall say so now, not at the first save
-
     # ------------------------------------------------------------------------------------------------------- steps
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, C) of the network that is judged: the average where there is one."""
         if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
-        return self.model(image) if self.ema is None or self.training else self.ema(image)
+        return self.judged(image)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
         if getattr(self.loss, "needs_model", False):  # it takes several views of a batch, each mixed alike
@@ -172,7 +120,7 @@ class Classify(L.LightningModule):
             seen = images if isinstance(images, (tuple, list)) else (images,)
             apart = not self.loss.shared_mixing
             views = [self._prepared(image, target, index, *([i] if apart else ())) for i, image in enumerate(seen)]
-            loss = self.loss(self.model, views, self.current_epoch * self._epoch_length() + index)
+            loss = self.loss(self.model, views, self.current_epoch * self.batches_of_an_epoch() + index)
         else:
             image, target = self._prepared(*batch, index)
             output = self.model(image)
@@ -194,27 +142,11 @@ class Classify(L.LightningModule):
             image = image.contiguous(memory_format=torch.channels_last)
         return image, target
 
-    def _epoch_length(self) -> int:
-        """Batches of an epoch, 0 where nobody knows."""
-        batches = self.trainer.num_training_batches
-        return 0 if math.isinf(batches) else int(batches)
-
     def _mixing_is_over(self) -> bool:
         off = self.mixing.off_epoch if self.mixing is not None else None
         return off is not None and self.current_epoch >= off
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:  # here, not at the end of the batch: a checkpoint saved there must hold it
-            self.ema.update(self.model, self.trainer.global_step + 1)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._judge("val", batch)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
-        self._judge("test", batch)
-
-    def _judge(self, kind: str, batch: tuple[Tensor, Tensor]) -> None:
+    def judge_step(self, kind: str, batch: tuple[Tensor, Tensor]) -> None:
         image, target = batch
         self.judges[kind].update(self(image), target)
 
@@ -225,29 +157,8 @@ class Classify(L.LightningModule):
 
     # ----------------------------------------------------------------------------------------------------- results
 
-    def _check_trained(self) -> None:
-        if self.untrained:
-            raise ValueError(f"{self.untrained}: give the checkpoint that was trained on this data (ckpt_path)")
-
-    def on_validation_start(self) -> None:
-        self._check_trained()
-
-    def on_test_start(self) -> None:
-        self._check_trained()
-
-    def on_validation_epoch_start(self) -> None:
-        self.judges["val"].reset()
-        self._share_buffers(False)
-
-    def on_validation_epoch_end(self) -> None:
-        self._share_buffers(True)
-        self._report("val")
-
-    def on_test_epoch_start(self) -> None:
-        self.judges["test"].reset()
-
     def on_test_epoch_end(self) -> None:
-        self._report("test")
+        super().on_test_epoch_end()
         counts = self.judges["test"].confusion
         if counts is None:
             if self.labels == "one":
@@ -258,41 +169,10 @@ class Classify(L.LightningModule):
         if self.trainer.is_global_zero and folder is not None:
             rank_zero_info(f"confusion matrix: {draw_confusion(matrix, self.classes, Path(folder) / 'confusion.png')}")
 
-    def _report(self, kind: str) -> None:
-        found = self.judges[kind].compute()  # over all processes
-        values = {f"{kind}/{name}": value for name, value in found.items()}
-        self.log_dict(values, prog_bar=kind == "val", sync_dist=self.trainer.world_size > 1)
-
-    def _share_buffers(self, on: bool) -> None:
-        """DDP sends buffers round in every forward pass, also of a validation in which one process may have a batch
-        more: it would wait."""
-        if isinstance(self.trainer.model, DistributedDataParallel):
-            self.trainer.model.require_forward_param_sync = on
-
     # ------------------------------------------------------------------------------------------------- checkpoints
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["patchloom"] = {
-            **header(self.model, self.classes, self.preprocessing, self.recipe),
-            "mixing_seed": self.mixing_seed,
-            "digest": self.trunk,
-        }
+    def own_state(self) -> dict[str, Any]:
+        return {"mixing_seed": self.mixing_seed}
 
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        saved = checkpoint.get("patchloom")
-        if saved is None:
-            raise ValueError(
-                "this checkpoint was not written by patchloom: give its weights to the model (checkpoint_path) instead"
-            )
-        check_adapter(saved["model"].get("adapter"), self.model)
-        if self.data_names_classes:
-            check_classes(list(saved["classes"]), self.classes)
-        else:
-            self._adopt(list(saved["classes"]))
-        self.mixing_seed, self.untrained = saved["mixing_seed"], ""
-        averaged = any(name.startswith("ema.") for name in checkpoint["state_dict"])
-        if averaged != (self.ema is not None):
-            has, sets = ("an average of the weights", "unset") if averaged else ("no average of the weights", "set")
-            raise ValueError(
-                f"the checkpoint holds {has} and model.ema is {sets}: go on with the settings that it was trained with"
-            )
+    def take_state(self, saved: Mapping[str, Any]) -> None:
+        self.mixing_seed = saved["mixing_seed"]

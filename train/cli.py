@@ -23,11 +23,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": (".models", "names, parameters, MACs, input size and weights"),
     "weights": (".weights", "list, get or check published checkpoints"),
     "features": (".features", "embeddings to a file; k-nearest-neighbour and linear accuracy"),
+    "generate": (".generate", "images from a trained denoiser: by class or caption, inpainted, in sheets"),
+    "chat": (".chat", "questions about pictures, answered by a vision-language model as one reads"),
+    "latents": (".latents", "what an autoencoder makes of pictures, for diffusion in latents; resumable"),
+    "shards": (".shards", "pictures in class folders as a few large files, for sets of ImageNet's size; resumable"),
+    "demo": (".demo.command", "a page in the browser: every task on one's own pictures"),
     "eval": (".evaluate", "official metrics on an official layout, e.g. eval imagenet"),
     "bench": (".bench", "images/s, memory and MACs of a model, alone or against another"),
     "tokens": (".tokens", "the setting of a token plugin that meets a budget of time, measured here"),
     "show-tokens": (".show_tokens", "which patches of an image are kept, merged or dropped, drawn layer by layer"),
     "adapters": (".adapters", "methods that train few parameters, saved adapters, and plain weights made of them"),
+    "export": (".export", "an ONNX file or exported program, compared with the network, and its card"),
+    "push": (".push", "a model into a repository of the Hugging Face hub, or a folder laid out like one"),
+    "pull": (".pull", "a model from such a repository or folder, ready for every other command"),
     "compat": (".compat", "which token plugin goes into which kind of backbone, and why not"),
 }
 SUCCESS, FAILURE, USAGE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -36,16 +44,24 @@ EXTRAS = {
     "jsonargparse": "train",
     "torchmetrics": "train",
     "torchdata": "train",
+    "webdataset": "train",
     "rich": "train",
     "matplotlib": "train",
     "tensorboard": "train",
     "sklearn": "train",
     "pycocotools": "train",
     "faster_coco_eval": "train",
+    "pycocoevalcap": "multimodal",
     "albumentations": "train",
     "cv2": "train",  # which albumentations brings
     "transformers": "multimodal",
+    "diffusers": "multimodal",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "export",
     "gradio": "demo",
+    "mmengine": "openmmlab",
+    "mmcv": "openmmlab",
 }
 
 
@@ -95,6 +111,7 @@ def usage() -> str:
     rows = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
     return (
         f"usage: patchloom COMMAND …          patchloom COMMAND --help tells more\n\n{rows}\n\n"
+        "  --import M   a module of your own, from here or installed, that a recipe or a checkpoint is made of\n"
         "  --offline    open no socket: only what is in the cache or named as a file\n"
         "  --traceback  show where an error came from\n"
         "  --version    print the version\n\n"
@@ -119,6 +136,31 @@ def take(line: list[str], flag: str) -> bool:
     found = flag in line[:end]
     line[:end] = [word for word in line[:end] if word != flag]
     return found
+
+
+def take_values(line: list[str], flag: str) -> list[str]:
+    """Removes `flag VALUE`, as often as it is there, and gives the values."""
+    found = []
+    while flag in (line[: line.index("--")] if "--" in line else line):
+        at = line.index(flag)
+        if at + 1 == len(line):
+            raise UsageError(f"{flag} needs a value")
+        found.append(line[at + 1])
+        del line[at : at + 2]
+    return found
+
+
+def bring_in(modules: Iterable[str]) -> None:
+    """Imports modules of the user's, from the working folder too."""
+    for name in modules:
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise UsageError(f"--import {name}: no such module here ({os.getcwd()}) or installed") from error
 
 
 def dispatch(line: list[str]) -> int:
@@ -174,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ["HF_HUB_OFFLINE"] = "1"  # of this process; huggingface_hub and vision/download.py read it
     before = signal.signal(signal.SIGTERM, on_sigterm)
     try:
+        bring_in(take_values(line, "--import"))
         return dispatch(line)
     except BrokenPipeError:  # `patchloom models | head`: nobody reads on, and the interpreter must not try to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,5 @@
-"""patchloom compat: which token plugin and which adapter goes into which kind of backbone, and where it does not, why.
+"""patchloom compat: which token plugin and which adapter goes into which kind of backbone, and where it does not, why;
+which kinds train under dense heads, and which serve as the tower of a vision-language pipeline.
 
 `--write` writes docs/compatibility.md, which tests compare with the code."""
 
@@ -21,6 +22,8 @@ EPILOG = """examples:
   patchloom compat
   patchloom compat swin_small cct_7_3x1_32
   patchloom compat --adapters swin_small
+  patchloom compat --heads vssd_tiny            trains a step and answers under each head
+  patchloom compat --pipelines swin_small       answers as the tower of a vision-language model
   patchloom compat --json"""
 PAGE = Path(__file__).parents[1] / "docs" / "compatibility.md"
 LINEAR = "deit_small_patch16_224 with linear attention"  # which nobody published as a network of its own
@@ -28,6 +31,7 @@ KINDS = {  # how tokens are mixed -> the variant that stands for it
     "global attention, class token": "deit_small_patch16_224",
     "global attention, class and distillation token": "deit_small_distilled_patch16_224",
     "global attention, no special token": "cct_14_7x2_224",
+    "global attention below a language model's layer": "vit_llama_tiny_patch16_224",
     "shifted windows": "swin_tiny",
     "windows and whole maps": "sam_vit_b",
     "attention of convolved tokens": "cvt_13",
@@ -80,6 +84,14 @@ ADAPTERS_INTRODUCTION = """\
 The same for the adapters of `patchloom.vision.adapters` (`patchloom compat --adapters NAME …` for other variants), on
 classifiers.
 """
+HEADS_INTRODUCTION = """\
+## Under dense heads
+
+A backbone, plain or with token clustering or LoRA on it, gives the maps for a detector or a segmenter. "yes": it took a
+training step on two images of 160 x 224 pixels, with finite losses, and gradients that reach what learns in the
+backbone, and then answered; a number says why what was to be put on refuses. `patchloom compat --heads NAME …` tells of
+other variants; a test repeats the steps.
+"""
 
 
 class Cell(NamedTuple):
@@ -99,19 +111,31 @@ class Cell(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("variants", nargs="*", metavar="NAME", help="these, instead of one for each kind of mixer")
-    parser.add_argument("--adapters", action="store_true", help="adapters, instead of token plugins")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--adapters", action="store_true", help="adapters, instead of token plugins")
+    which.add_argument("--heads", action="store_true", help="dense heads, each of which trains a step (minutes)")
+    which.add_argument("--pipelines", action="store_true", help="as towers of vision-language models, which answer")
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.add_argument("--write", action="store_true", help="write docs/compatibility.md")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.write:
-        if args.variants or args.json or args.adapters:
+        if args.variants or args.json or args.adapters or args.heads or args.pipelines:
             raise ValueError("--write writes the page, which has one variant for each kind of mixer: give it alone")
+        prove(heads_matrix())
         print(f"wrote {write_whole(PAGE, page())}", file=sys.stderr)
         return 0
-    some = [cell for name in args.variants for cell in row("", name, args.adapters)]
-    cells = some if args.variants else matrix(args.adapters)
+    if args.pipelines:
+        from .pipelines_compat import pipelines_matrix
+
+        cells = pipelines_matrix({name: name for name in args.variants} or None)
+    elif args.heads:
+        cells = heads_matrix({name: name for name in args.variants} or None)
+        prove(cells)
+    else:
+        some = [cell for name in args.variants for cell in row("", name, args.adapters)]
+        cells = some if args.variants else matrix(args.adapters)
     print(json.dumps([cell._asdict() for cell in cells], indent=1) if args.json else report(cells))
     return 0
 
@@ -155,6 +179,30 @@ def row(kind: str, name: str, adapters: bool = False) -> tuple[Cell, ...]:
     return tuple(Cell(kind, name, method, spelling(method), *tried(model, spelling(method))) for method in methods)
 
 
+def heads_matrix(kinds: dict[str, str] | None = None) -> list[Cell]:
+    """Every dense head on one variant of each kind, plain and with what is put on it; `prove` takes the steps."""
+    from .heads_compat import ADDED, HEAD_KINDS, HEADS, obstacles
+
+    cells = []
+    for kind, name in (kinds or HEAD_KINDS).items():
+        for head in HEADS:
+            for added in ADDED:
+                error = obstacles(name).get(added)
+                found = (True,) if error is None else refusal(error, added)
+                cells.append(Cell(kind, name, f"{head} + {added}" if added else head, added, *found))
+    return cells
+
+
+def prove(cells: list[Cell]) -> None:
+    """Takes the steps that cells of `heads_matrix` speak of."""
+    from tqdm import tqdm
+
+    from .heads_compat import take_steps
+
+    for cell in tqdm([c for c in cells if c.works], "steps", disable=None):
+        take_steps(cell.variant, cell.method.partition(" + ")[0], cell.setting)
+
+
 def verdict(model: "nn.Module", setting: str) -> tuple[Any, ...]:
     """(whether the plugin can be attached, the block that refuses it, its part, the reason)."""
     from ..vision.plugins import SeamError, attach, plugin
@@ -196,7 +244,7 @@ def numbered(cells: list[Cell]) -> dict[str, str]:
 def reasons(cells: list[Cell]) -> list[str]:
     """Each reason, by its number, and what refuses for it."""
     parts = {why: dict.fromkeys(c.part or "" for c in cells if c.why == why) for why in numbered(cells)}
-    return [f"{why} ({', '.join(found)})" for why, found in parts.items()]
+    return [f"{why} ({', '.join(filter(None, found))})" if any(found) else why for why, found in parts.items()]
 
 
 def lines(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
@@ -217,7 +265,12 @@ def report(cells: list[Cell]) -> str:
 
 
 def page() -> str:
-    return f"{INTRODUCTION}\n{section(matrix())}\n\n{adapters_section(matrix(True))}\n\n{onnx()}"
+    from .pipelines_compat import pipelines_section
+
+    return (
+        f"{INTRODUCTION}\n{section(matrix())}\n\n{adapters_section(matrix(True))}\n\n{heads_section()}\n\n"
+        f"{pipelines_section()}\n\n{onnx()}"
+    )
 
 
 def adapters_section(cells: list[Cell]) -> str:
@@ -228,14 +281,24 @@ def adapters_section(cells: list[Cell]) -> str:
     return f"{ADAPTERS_INTRODUCTION}\nIn all of these kinds: {everywhere}.\n\nOthers: t{rest[1:]}"
 
 
+def heads_section() -> str:
+    return f"{HEADS_INTRODUCTION}\n{grid(heads_matrix(), 'backbone')}"
+
+
 def section(cells: list[Cell]) -> str:
     """How they were tried, the table, and the reasons."""
-    header, rows = lines(cells)
-    marked = [header, ["---"] * len(header), *rows]
     settings = ", ".join(f"`{s}`" for s in dict.fromkeys(c.setting for c in cells))
-    grid = "\n".join("| " + " | ".join(cell) + " |" for cell in marked)
+    return f"Tried as {settings}.\n\n{grid(cells)}"
+
+
+def grid(cells: list[Cell], first: str = "mixer", second: str = "variant") -> str:
+    """The table, and the reasons."""
+    header, rows = lines(cells)
+    header[:2] = first, second
+    marked = [header, ["---"] * len(header), *rows]
+    drawn = "\n".join("| " + " | ".join(cell) + " |" for cell in marked)
     listed = "\n".join(f"{i}. {why}" for i, why in enumerate(reasons(cells), 1))
-    return f"Tried as {settings}.\n\n{grid}\n\n{listed}".rstrip()
+    return f"{drawn}\n\n{listed}".rstrip()
 
 
 def onnx() -> str:

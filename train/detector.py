@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..data.folders import quoted
 from .coco_truth import Truth
 from .dense_input import FitPicture, Fitted
-from .judge import load, prepared
+from .judge import Judge, load, prepared
 
 
 class Finder(Protocol):
@@ -112,15 +112,17 @@ def load_detector(
 ) -> Detector:
     """The detector of a checkpoint or run folder. Pictures are brought to the size that its preprocessing states (see
     `FitPicture.of`), or that is asked for here."""
+    return detector_of(load(spec, device=device), shortest, longest)
+
+
+def detector_of(judge: Judge, shortest: int | None = None, longest: int | None = None) -> Detector:
     from ..vision.model import Classifier
 
-    judge = load(spec, device=device)
     if isinstance(judge.model, Classifier):
-        raise ValueError(f"{spec} is a classifier, which finds no objects: name the run of a detector")
+        raise ValueError(f"{judge.spec} is a classifier, which finds no objects: name the run of a detector")
     judge.model.eval()
-    return Detector(
-        spec, judge.model, judge.classes, FitPicture.of(judge.preprocessing, shortest, longest), judge.device
-    )
+    fit = FitPicture.of(judge.preprocessing, shortest, longest)
+    return Detector(judge.spec, judge.model, judge.classes, fit, judge.device)
 
 
 def as_results(found: Detections, image_id: Any, categories: Sequence[Any]) -> list[dict[str, Any]]:

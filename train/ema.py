@@ -49,8 +49,11 @@ class Average(nn.Module):
         ours = [*self.module.parameters(), *self.module.buffers()]
         theirs = [*model.parameters(), *model.buffers()]
         apart = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not b]
-        moving = [(a, b) for a, b in apart if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in moving], [b.detach() for _, b in moving], 1 - self.spec.at(step))
+        moving = [(a, b.detach()) for a, b in apart if a.is_floating_point()]
+        for in_parts in (False, True):  # FSDP's parameters and plain buffers do not mix
+            some = [(a, b) for a, b in moving if hasattr(a, "full_tensor") == in_parts]
+            if some:
+                torch._foreach_lerp_([a for a, _ in some], [b for _, b in some], 1 - self.spec.at(step))
         for a, b in apart:
             if not a.is_floating_point():
                 a.copy_(b)

@@ -7,7 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import coco_eval, panoptic_eval, semantic_eval
+from . import (
+    caption_eval,
+    coco_eval,
+    fid,
+    panoptic_eval,
+    pope_eval,
+    retrieval_eval,
+    semantic_eval,
+    vqa_eval,
+    zeroshot_eval,
+)
 from .judge import Judge, add_judging, load, positive
 from .tables import table
 
@@ -257,4 +267,10 @@ TASKS: dict[str, Task] = {
     "coco": Task(coco_eval.HELP, coco_eval.add_arguments, coco_eval.run),
     "panoptic": Task(panoptic_eval.HELP, panoptic_eval.add_arguments, panoptic_eval.run),
     "ade20k": Task(semantic_eval.HELP, semantic_eval.add_arguments, semantic_eval.run),
+    "fid": Task(fid.HELP, fid.add_arguments, fid.run),
+    "pope": Task(pope_eval.HELP, pope_eval.add_arguments, pope_eval.run),
+    "vqa": Task(vqa_eval.HELP, vqa_eval.add_arguments, vqa_eval.run),
+    "caption": Task(caption_eval.HELP, caption_eval.add_arguments, caption_eval.run),
+    "retrieval": Task(retrieval_eval.HELP, retrieval_eval.add_arguments, retrieval_eval.run),
+    "zeroshot": Task(zeroshot_eval.HELP, zeroshot_eval.add_arguments, zeroshot_eval.run),
 }

@@ -117,6 +117,23 @@ def load(
 ) -> Judge:  # fmt: skip
     """The judge that `spec` names: a model's name, timm:…, NAME=FILE, a checkpoint or a run folder; with the plugin
     `tokens` in place of those that a checkpoint has, and the saved `adapter` with its head and classes."""
+    judge = load_any(spec, random_weights=random_weights, size=size, device=device, tokens=tokens, adapter=adapter)
+    if hasattr(judge.model, "predictions"):  # a denoiser
+        raise ValueError(f"{spec} makes images, it judges none: patchloom generate --checkpoint {spec}")
+    if hasattr(judge.model, "image_token"):
+        raise ValueError(f"{spec} talks, it names no classes: patchloom chat {spec} --image FILE asks it")
+    if hasattr(judge.model, "of_texts"):  # a tower beside a text encoder
+        raise ValueError(
+            f"{spec} matches pictures with texts: eval zeroshot or eval retrieval judges it, predict --named asks it"
+        )
+    return judge
+
+
+def load_any(
+    spec: str, *, random_weights: bool = False, size: tuple[int, int] | None = None, device: str = "auto",
+    tokens: str | None = None, adapter: str | None = None,
+) -> Judge:  # fmt: skip
+    """The same, for networks that make images too."""
     from ..vision import zoo
     from . import checkpoint
     from .adapted import load_adapted
@@ -134,14 +151,15 @@ def load(
         if "=" in spec or checkpoint.find(spec) is not None:
             raise ValueError(f"--random-weights with {spec}: it has weights of its own; leave the option out")
         model = zoo.create_model(spec).eval()
-        classes, preprocessing = checkpoint.published_classes(model.num_classes), checkpoint.preprocessing_of(model)
+        classes = checkpoint.published_classes(model.num_classes)
+        preprocessing = checkpoint.preprocessing_of(model)
         print(f"warning: {spec} has random weights here: what it says means nothing", file=sys.stderr)
     else:
         refuse_untrained(spec)
         model, classes, preprocessing = checkpoint.load_model(spec)
     if tokens is not None:
         set_tokens(model, tokens, spec, random_weights)
-    if size is not None:
+    if size is not None and hasattr(model, "set_input_size"):  # a dense network's pictures go by their sides
         model.set_input_size(size)
         preprocessing = {**preprocessing, "input_size": (preprocessing["input_size"][0], *size)}
     return Judge(spec, model.to(target), classes, preprocessing, target)
@@ -157,9 +175,10 @@ def check_tokens(tokens: str) -> None:
 
 def set_tokens(model: "nn.Module", tokens: str, spec: str, random_weights: bool = False) -> None:
     """Puts the plugin into the model that `spec` names; raises where it has parameters that nobody trained."""
+    from ..vision.adapters import host
     from ..vision.plugins.words import retoken
 
-    fresh = retoken(model, tokens)
+    fresh = retoken(host(model), tokens)
     if fresh and not random_weights:
         raise ValueError(
             f"--tokens {tokens} has parameters of its own, and {spec} holds none for {fresh[0]}: train with it first "
@@ -170,9 +189,10 @@ def set_tokens(model: "nn.Module", tokens: str, spec: str, random_weights: bool 
 def refuse_untrained(spec: str) -> None:
     """Raises for one of our names that has no published weights (timm's names are judged where they're loaded)."""
     from ..vision import zoo
+    from ..vision.generation.create import is_denoiser
     from . import checkpoint
 
-    if "=" in spec or spec.startswith("timm:") or checkpoint.find(spec) is not None:
+    if "=" in spec or spec.startswith("timm:") or checkpoint.find(spec) is not None or is_denoiser(spec):
         return
     if zoo.resolve(spec).default is None:
         raise ValueError(

@@ -13,18 +13,26 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..vision.adapters import host
+
 log = logging.getLogger("patchloom.train")
 PREVIOUS = 99999  # timm's mark in a group matcher: belongs to the layer before
 
 
 def layers(model: nn.Module) -> dict[str, int]:
     """Parameter name -> its layer, 0 the stem, the highest the head: what `model.group_matcher(coarse=False)` says,
-    in timm's sense.
+    in timm's sense; of a dense head on a pyramid, what the pyramid says, and the head above it.
 
     The matcher maps group names, in order, to a regular expression, a list of (expression, suffix), or None. A name's
     key is (group, numbers captured …, suffix …); names that match nothing come last; a key ending in 99999 joins the
     layer before it.
     """
+    below = host(model)
+    if not hasattr(model, "group_matcher") and below is not model:
+        start = next(name for name, m in model.named_modules() if m is below) + "."
+        inner = layers(below)
+        head = max(inner.values()) + 1
+        return {n: inner.get(n.removeprefix(start), head) for n, _ in model.named_parameters()}
     if not hasattr(model, "group_matcher"):
         raise ValueError(
             f"layer_decay: {type(model).__name__} has no group_matcher() that says which layer a parameter is in"
@@ -110,6 +118,7 @@ class Schedule(ABC):
                 f"schedule: warmup_epochs={warmup_epochs} and warmup_steps={warmup_steps} exclude each other: give one"
             )
         self.warmup_epochs, self.warmup_steps, self.warmup_lr = warmup_epochs, warmup_steps, warmup_lr
+        self.warmed = 0  # steps of warm-up that `build` found
 
     @abstractmethod
     def after(self, step: int, steps: float, epoch_steps: float, lr: float) -> float:
@@ -126,6 +135,8 @@ class Schedule(ABC):
             log.warning("schedule: %d warm-up steps do not fit a run of %d: %d instead", warmup, steps, steps // 2)
             warmup = int(steps // 2)
         lr = float(optimizer.defaults["lr"])
+
+        self.warmed = warmup
 
         def factor(step: int) -> float:
             if step < warmup:
@@ -157,9 +168,57 @@ class Cosine(Schedule):
         self.min_lr, self.cooldown_epochs = min_lr, cooldown_epochs
 
     def after(self, step: int, steps: float, epoch_steps: float, lr: float) -> float:
-        if math.isinf(steps):
-            raise ValueError(
-                "schedule Cosine needs the end of the run: set trainer.max_epochs or trainer.max_steps, or use Constant"
-            )
+        needs_end(self, steps)
         descent = max(1.0, steps - (self.cooldown_epochs * epoch_steps if self.cooldown_epochs else 0))
         return self.min_lr + (lr - self.min_lr) * (1 + math.cos(math.pi * min(1.0, step / descent))) / 2
+
+
+class Steps(Schedule):
+    """The optimiser's rate, times `factor` from each of the shares `at` of the run on: 0.75 of 36 epochs is 27."""
+
+    def __init__(
+        self,
+        at: tuple[float, ...] = (0.75, 11 / 12),
+        factor: float = 0.1,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int = 0,
+        warmup_lr: float = 1e-6,
+    ):
+        super().__init__(warmup_epochs, warmup_steps, warmup_lr)
+        if not at or not all(0 < share < 1 for share in at):
+            raise ValueError(f"schedule Steps: at={tuple(at)}: shares of the run, between 0 and 1")
+        self.at, self.factor = tuple(at), factor
+
+    def after(self, step: int, steps: float, epoch_steps: float, lr: float) -> float:
+        needs_end(self, steps)
+        share = (step + self.warmed) / (steps + self.warmed)
+        return lr * self.factor ** sum(share >= each for each in self.at)
+
+
+class Poly(Schedule):
+    """min_lr + (lr - min_lr) (1 - t / T)^power: 0.9 is usual in segmentation, 1 falls linearly."""
+
+    def __init__(
+        self,
+        power: float = 0.9,
+        min_lr: float = 0.0,
+        warmup_epochs: float = 0.0,
+        warmup_steps: int = 0,
+        warmup_lr: float = 1e-6,
+    ):
+        super().__init__(warmup_epochs, warmup_steps, warmup_lr)
+        if power <= 0:
+            raise ValueError(f"schedule Poly: power={power}: give a number above 0")
+        self.power, self.min_lr = power, min_lr
+
+    def after(self, step: int, steps: float, epoch_steps: float, lr: float) -> float:
+        needs_end(self, steps)
+        return self.min_lr + (lr - self.min_lr) * max(0.0, 1 - step / max(1.0, steps)) ** self.power
+
+
+def needs_end(schedule: Schedule, steps: float) -> None:
+    if math.isinf(steps):
+        raise ValueError(
+            f"schedule {type(schedule).__name__} needs the end of the run: set trainer.max_epochs or "
+            "trainer.max_steps, or use Constant"
+        )

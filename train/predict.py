@@ -1,4 +1,5 @@
-"""patchloom predict: the likeliest classes of image files and folders, as a table, JSON or CSV."""
+"""patchloom predict: the likeliest classes of image files and folders, as a table, JSON or CSV; with detectors and
+segmenters what is where in them (see predict_dense.py)."""
 
 import argparse
 import csv
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from .cli import near, options
-from .judge import add_judging, find_images, load, positive
+from .judge import Judge, add_judging, find_images, load, positive
 from .tables import table, write_whole
 
 PASS_ON = True  # see `what`
 EXAMPLES = """examples:
   patchloom predict runs/cifar10-cct/2026-01-31_12-00 photo.jpg
   patchloom predict swin_tiny photos/ --top 3 --json
-  patchloom predict -c cifar10/cct --ckpt_path last.ckpt photo.jpg"""
+  patchloom predict -c cifar10/cct --ckpt_path last.ckpt photo.jpg
+  patchloom predict RUN photo.jpg --named "a red circle" "a blue star"      a contrastive run
+  patchloom predict runs/bccd/fcos photos/ --out found/        a detector: boxes drawn, and COCO's results.json"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,18 +41,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--json", action="store_true", help='print [{"file", "top": [{"class", "index", "probability"}]}]'
     )
     form.add_argument("--csv", metavar="FILE", help="write file,rank,class,index,probability (-: print)")
-    form.add_argument("--out", metavar="FILE", help="write to FILE.json or FILE.csv")
+    form.add_argument(
+        "--out", metavar="FILE|DIR",
+        help="write to FILE.json or FILE.csv; of a detector or segmenter: DIR for pictures and results, or FILE.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--named", nargs="+", metavar="TEXT", help="of a contrastive run: texts, of which the likeliest is found"
+    )
+    dense = parser.add_argument_group("detectors")
+    dense.add_argument(
+        "--score", type=chance, default=0.3, metavar="P", help="what is less likely is not drawn or listed (0.3)"
+    )
+    dense.add_argument(
+        "--annotations", metavar="FILE", help="COCO's file whose ids of images and categories the results take"
+    )
     add_judging(parser, batch=32)
     parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> int:
     spec, files = what(args)
-    destination = check_destination(args)
-    judge = load(
+    if args.out and Path(args.out).suffix:  # a folder is for what a detector finds: known once it is loaded
+        check_destination(args)
+    judge = named(args, spec) if args.named else load(
         spec, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens,
         adapter=args.adapter,
     )  # fmt: skip
+    from .predict_dense import is_dense
+    from .predict_dense import run as run_dense
+
+    if is_dense(judge.model):
+        return run_dense(args, judge, files)
+    destination = check_destination(args)
     answers = []
     for indices, logits in judge.outputs(
         files, batch=args.batch, workers=args.workers, on_error=args.on_error, title="predict"
@@ -67,6 +90,15 @@ def run(args: argparse.Namespace) -> int:
         form = as_csv if args.csv else as_json if args.json else as_table
         print(form(answers), end="")
     return 0
+
+
+def named(args: argparse.Namespace, spec: str) -> Judge:
+    """A contrastive run that tells classes apart which are only named."""
+    from .matcher import load_named
+
+    if args.random_weights or args.size or args.tokens or args.adapter:
+        args.parser.error("--named goes without --random-weights, --size, --tokens and --adapter")
+    return load_named(spec, args.named, args.device)
 
 
 def what(args: argparse.Namespace) -> tuple[str, list[Path]]:
@@ -110,6 +142,16 @@ def recipe_images(recipe: str) -> Path:
         )
     there = split_folders(existing(root))
     return there.get("test", there.get("val", Path(root)))
+
+
+def chance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no probability, from 0 to 1")
+    return value
 
 
 def check_destination(args: argparse.Namespace) -> Path | None:

@@ -45,8 +45,9 @@ def drop_if_empty(folder: Path) -> None:
 class MetricsFile(Logger):
     """metrics.csv in the run folder: a row a logged step, empty cells where a metric has no value there.
 
-    A resumed run goes on in the same file: rows from step `resumed_at` on, which the killed one had written beyond its
-    last checkpoint, are removed. The row of the present step is rewritten as long as more is logged at it.
+    A resumed run goes on in the same file: before its first row those from step `resumed_at` on, which the killed one
+    had written beyond its last checkpoint, are removed. The row of the present step is rewritten as long as more is
+    logged at it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], resumed_at: int | None = None):
@@ -57,11 +58,12 @@ class MetricsFile(Logger):
             dict[str, Any](),
             0,
         )  # `at`: where in the file the present row begins
-        self.begun, self.before = time.monotonic(), 0.0
-        if resumed_at is not None and self.path.is_file() and rank_zero_only.rank == 0:
-            self._take_up(resumed_at)
+        self.begun, self.before, self.resumed_at = time.monotonic(), 0.0, resumed_at
 
     def _take_up(self, step: int) -> None:
+        self.resumed_at = None
+        if not self.path.is_file():
+            return
         rows = [row for row in read_metrics(self.path) if row["step"] < step]
         self.before = max((row.get("seconds", 0.0) for row in rows), default=0.0)
         for row in rows:
@@ -90,6 +92,8 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.resumed_at is not None:
+            self._take_up(self.resumed_at)
         step = int(self.row.get("step", 0) if step is None else step)
         if self.row and self.row["step"] != step:
             self.write()

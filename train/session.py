@@ -9,8 +9,9 @@ from typing import Any
 import lightning.pytorch as L
 
 from ..data.folders import existing
+from ..vision.adapters import host
 from ..vision.adapters.files import save_adapter
-from ..vision.zoo import list_models
+from ..vision.zoo import adapter_within, list_models
 from . import checkpoint
 from .assemble import CALLBACKS, TRAINER, Cli
 from .callbacks.checkpoints import Checkpoints, PlainFiles
@@ -22,7 +23,7 @@ from .cli import SUCCESS, UsageError
 from .ema import Ema
 from .judge import set_tokens
 from .judged import Judged
-from .keys import find_fault, parameters, read_yaml, tidy
+from .keys import find_fault, parameters, read_yaml, resolve, tidy
 from .recipes import find_recipe, recipe_name
 from .runs import drop_if_empty, new_run, run_of
 from .words import in_words, numbers, pairs, split_words
@@ -165,6 +166,8 @@ class Session:
         for name in ("curves", "predictions", "confusion"):
             if (picture := cli.folder / f"{name}.png").is_file():
                 report[name] = str(picture)
+        if sheets := sorted(cli.folder.glob("samples_*.png")):
+            report["samples"] = str(sheets[-1])
         self._tell(report)
         return SUCCESS
 
@@ -220,10 +223,15 @@ class Session:
         """--data DIR as options: class folders are read by FolderData, all of them where DIR isn't split; else the
         run's own class takes it as root.
         """
+        from ..data.dense_images import DenseImages
+
         root = existing(self.args.data)
         kind = ""
         for file in files:
             kind = (read_yaml(file).get("data") or {}).get("class_path", kind)
+        dense = resolve(kind) if "." in kind else None
+        if isinstance(dense, type) and issubclass(dense, DenseImages):
+            return ["--data.root", str(root)]
         if kind.endswith(".ImageNetData") or any((root / name).exists() for name in PUBLISHED):
             return ["--data.root", str(root)]
         return [
@@ -237,6 +245,7 @@ class Session:
     def _from_checkpoint(self, path: Path) -> tuple[L.LightningModule, L.LightningDataModule, L.Trainer]:
         """A checkpoint without its recipe: the model that it describes, on a folder of images."""
         from .classify import Classify
+        from .predict_dense import is_dense
 
         given = dict(pairs(self.options))
         if not self.args.data and set(given) == {"data.root"}:  # what it is called where there is a recipe
@@ -247,6 +256,16 @@ class Session:
             raise UsageError(f"{self.options[0]}: there is no recipe beside {path} to change; give one by -c")
         content = checkpoint.read(path)
         model, classes, preprocessing = checkpoint.load_model(str(path), ema=False)
+        if "speech" in content["patchloom"]:
+            raise UsageError(f"{path} talks: patchloom chat asks it, patchloom eval vqa judges it, or -c RECIPE")
+        if hasattr(model, "predictions"):
+            raise UsageError(f"{path} makes images: patchloom eval fid judges them, or -c RECIPE its loss")
+        if hasattr(model, "of_texts"):
+            raise UsageError(f"{path} matches pictures with texts: patchloom eval zeroshot or eval retrieval judges it")
+        if is_dense(model):
+            raise UsageError(
+                f"{path} finds objects or classes of pixels: patchloom eval coco or eval ade20k judges it, or -c RECIPE"
+            )
         module = Classify(model, ema=Ema() if any(name.startswith("ema.") for name in content["state_dict"]) else None)
         module.classes = classes
         progress, pictures = Progress(), Pictures()
@@ -273,13 +292,17 @@ class Session:
 
 
 def save_own(best: str, folder: Path) -> Path | None:
-    """The adapter of the best checkpoint, where it has one, in a folder of its own beside it."""
+    """The adapter of the best checkpoint, where it has one, in a folder of its own beside it; below a dense head the
+    backbone's."""
     head = checkpoint.read(best).get("patchloom", {})
-    if "adapter" not in head.get("model", {}):
+    if adapter_within(head.get("model", {})) is None:
         return None
     model, classes, preprocessing = checkpoint.load_model(best)
     where, trunk = folder / "adapter", head.get("digest")
-    return save_adapter(model, where, classes=classes, preprocessing=preprocessing, trunk=trunk)
+    below = host(model)  # of a dense head, whose classes are no matter of the backbone's
+    return save_adapter(
+        below, where, classes=classes if below is model else (), preprocessing=preprocessing, trunk=trunk
+    )
 
 
 def has_test_images(module: L.LightningModule, data: L.LightningDataModule | None) -> bool:

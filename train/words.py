@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+SHARES = ("f1", "miou", "macc", "aacc", "pq", "sq", "rq")  # shown as per cent, as are top…, map… and mar…
+
 
 def split_words(rest: list[str]) -> tuple[list[str], list[str]]:
     """(words, options with their values): a word is what follows neither an option nor one that carries its value with
@@ -34,7 +36,7 @@ def in_words(metrics: dict[str, float]) -> str:
     parts = []
     for name, value in metrics.items():
         short = name.rpartition("/")[2]
-        share = short.startswith("top") or short in ("map", "f1")
+        share = short.startswith(("top", "map", "mar", "mask_m")) or short in SHARES
         parts.append(f"{short.replace('top', 'top-')} {value:.2%}" if share else f"{short} {value:.4g}")
     return "   ".join(sorted(parts, key=lambda part: not part.startswith("top")))
 

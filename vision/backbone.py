@@ -58,7 +58,16 @@ class StageBlocks(nn.Module):
         self.norm = nn.Identity() if norm is None else norm
 
 
-class Backbone(nn.Module):
+class Staged(nn.Module):
+    """A network whose blocks stand in stages, of which the first is number `first` of the model."""
+
+    first = 0
+    stages: nn.ModuleList
+    channels: list[int]
+    specials: list[tuple[int, ...]]
+
+
+class Backbone(Staged):
     """image (B 3 H W) -> one `Tokens` a stage; `channels` and `strides` describe them.
 
     `drop_path` rises linearly from 0 at the first block to its value at the last, where a stage does not share it out
@@ -139,7 +148,11 @@ class Backbone(nn.Module):
         """The last tokens computed, and those after each (stage, block) of `wanted`, in order; `stop`: compute no more
         than they need."""
         self.check(image)
-        t, taken = cast(Tokens, self.stem(image)), []
+        return self.onward(cast(Tokens, self.stem(image)), wanted, stop)
+
+    def onward(self, t: Tokens, wanted: Collection[tuple[int, int]], stop: bool = False) -> tuple[Tokens, list[Tokens]]:
+        """`walk` from the stem's tokens on."""
+        taken = []
         if (0, -1) in wanted:
             taken.append(t)
         for i, stage in enumerate(self.stages):

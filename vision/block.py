@@ -43,6 +43,7 @@ class Seams(nn.Module):
 
     seams: tuple[str, ...] = ("before_block", "after_norm", "on_mixer", "after_mixer", "after_block")
     needs_grid = False  # whether something beside its mixer and its MLP does
+    dim = 0  # channels of its tokens, which a block says that stands in no stage of a backbone
     mixer: nn.Module
 
     def __init__(self) -> None:

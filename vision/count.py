@@ -24,17 +24,17 @@ def is_counter(value: torch.Tensor) -> bool:
     return value.ndim == 0 and not value.is_floating_point()
 
 
-def macs(model: nn.Module, size: Sequence[int]) -> int:
+def macs(model: nn.Module, size: Sequence[int], more: Sequence[torch.Tensor] = ()) -> int:
     """Multiply-accumulates of matrix products and convolutions, attention's two products included, for one image of
-    `size` (C, H, W). Elementwise work, norms and pooling are not counted. The model's weights are not read: pass one on
-    the meta device to count without allocating."""
+    `size` (C, H, W), with `more` arguments behind it. Elementwise work, norms and pooling are not counted. The model's
+    weights are not read: pass one on the meta device to count without allocating."""
     device, dtype = next((p.device, p.dtype) for p in model.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
     for p in trained:  # torch's counter hooks onto gradients, which a module that returns its parameter does not have
         p.requires_grad_(False)
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.empty(1, *size, device=device, dtype=dtype))
+            model(torch.empty(1, *size, device=device, dtype=dtype), *more)
     finally:
         for p in trained:
             p.requires_grad_(True)

@@ -66,3 +66,21 @@ def undecayed(model: nn.Module) -> set[str]:
         n: m for n, m in model.named_modules() if m is not model and getattr(m, "no_weight_decay", False) is True
     }
     return named | {f"{n}.{p}" for n, m in modules.items() for p, _ in m.named_parameters(recurse=False)}
+
+
+def layer_groups(coarse: bool) -> dict[str, Any]:
+    """Regular expressions that sort the parameters of what has a `backbone` into stem and blocks (or stages), in timm's
+    words; whatever is behind the backbone joins the last of them."""
+    if coarse:
+        return {
+            "stem": r"^backbone\.stem\.",
+            "blocks": [(r"^backbone\.stages\.(\d+)\.", None), (r"^(?!backbone)", (99999,))],
+        }
+    return {
+        "stem": r"^backbone\.stem\.",
+        "blocks": [
+            (r"^backbone\.stages\.(\d+)\.down", (0,)),
+            (r"^backbone\.stages\.(\d+)\.blocks\.(\d+)", None),
+            (r"^(?!backbone)", (99999,)),
+        ],
+    }

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.pool import means
 from .depthwise import filtered
 from .layers import Linear, unhooked
 from .mixers.deformable import DeformableAttention, Shapes
@@ -43,7 +44,7 @@ def enlarged(m: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
 def halved(m: Tensor) -> Tensor:
     """m (B H W C) at half its size, odd sides rounded up: bilinear without aligned corners is the mean of the (up to)
     four cells."""
-    y = F.avg_pool2d(m.permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)
+    y = means(m.permute(0, 3, 1, 2), 2)
     return y.permute(0, 2, 3, 1)
 
 

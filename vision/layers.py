@@ -1,6 +1,7 @@
 """Layers that every family shares: linear layers, activations and MLPs, and whether they are as they were built."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,8 @@ class SquaredReLU(nn.Module):
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu": nn.GELU, "quick_gelu": QuickGELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh,
-    "star_relu": StarReLU, "squared_relu": SquaredReLU,
+    "gelu": nn.GELU, "gelu_tanh": partial(nn.GELU, approximate="tanh"), "quick_gelu": QuickGELU, "relu": nn.ReLU,
+    "silu": nn.SiLU, "tanh": nn.Tanh, "star_relu": StarReLU, "squared_relu": SquaredReLU,
 }  # fmt: skip
 
 
@@ -100,7 +101,8 @@ class Mlp(nn.Module):
     def at_once(self, x: Tensor, gamma: Tensor | None = None) -> Tensor:
         """gamma fc2(act(fc1(x)))."""
         star = (self.act.scale, self.act.bias) if isinstance(self.act, StarReLU) else None
-        return mlp(x, (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias), star, gamma)
+        tanh = isinstance(self.act, nn.GELU) and self.act.approximate == "tanh"
+        return mlp(x, (self.fc1.weight, self.fc1.bias), (self.fc2.weight, self.fc2.bias), star, gamma, tanh)
 
 
 class SwiGLU(nn.Module):

@@ -11,7 +11,7 @@ from . import adapters
 from .adapters import adapt, settle
 from .affine import into_readers
 from .backbone import Backbone
-from .features import FeatureInfo, feature_rows, nchw, take, undecayed
+from .features import FeatureInfo, feature_rows, layer_groups, nchw, take, undecayed
 from .fold import fold
 from .heads.classification import AttentionPool, Head, MlpHead, Widen
 from .layers import Linear, is_plain
@@ -265,19 +265,7 @@ class Classifier(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into stem, blocks (or stages) and head, for layer-wise rates."""
-        if coarse:
-            return {
-                "stem": r"^backbone\.stem\.",
-                "blocks": [(r"^backbone\.stages\.(\d+)\.", None), (r"^(?!backbone)", (99999,))],
-            }
-        return {
-            "stem": r"^backbone\.stem\.",
-            "blocks": [
-                (r"^backbone\.stages\.(\d+)\.down", (0,)),
-                (r"^backbone\.stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^(?!backbone)", (99999,)),
-            ],
-        }
+        return layer_groups(coarse)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """The size that `default_cfg` states. Any model takes any size; nothing is rebuilt."""

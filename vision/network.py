@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -54,8 +55,8 @@ class Rules:
     convert: tuple[tuple[str, Convert], ...] = ()
     ones: tuple[str, ...] = ()
     dense: tuple[tuple[str, str], ...] = ()  # norms per stage, only in the detection form
-    check: Callable[[str, Tensor, "Classifier | Pyramid"], Tensor | None] | None = field(default=None, compare=False)
-    number: Callable[[str, "Classifier | Pyramid"], str] | None = field(default=None, compare=False)
+    check: Callable[[str, Tensor, Any], Tensor | None] | None = field(default=None, compare=False)
+    number: Callable[[str, Any], str] | None = field(default=None, compare=False)
     split: tuple[str, ...] = ()
     stacked: tuple[tuple[str, int], ...] = ()
     copies: tuple[tuple[str, str], ...] = ()  # theirs -> theirs

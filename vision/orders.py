@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..kernels.sizes import OpenSizeError, is_open
+
 Kind = Literal["raster", "cross", "zigzag", "continuous", "window"]
 KINDS = ("raster", "cross", "zigzag", "continuous", "window")
 
@@ -38,7 +40,9 @@ class Order:
         return 2 * one if self.both and self.kind != "continuous" else one
 
     def paths(self, h: int, w: int) -> np.ndarray:
-        """(K h*w) int64."""
+        """(K h*w) int64. Raises OpenSizeError where an export leaves the sizes open."""
+        if is_open(h, w):
+            raise OpenSizeError(f"walks in {self.kind!r} order are tables for one size")
         return paths(self.kind, self.both, self.size, h, w)
 
 

@@ -24,17 +24,25 @@ def plain(value: Any) -> Any:
 
 
 def unplain(value: Any) -> Any:
-    """The inverse of `plain`. Classes come from this package or from modules that are imported already: a checkpoint
-    cannot make us import anything else."""
+    """The inverse of `plain`."""
     if isinstance(value, list):
         return tuple(unplain(v) for v in value)
     if not isinstance(value, Mapping):
         return value
-    module, _, kind = value["class_path"].rpartition(".")
-    package = __name__.partition(".")[0]
-    if module not in sys.modules and not module.startswith(package + "."):
-        raise ValueError(f"the model is made of {value['class_path']}: import {module} before you load it")
-    found = getattr(import_module(module), kind, None)
-    if not isinstance(found, type) or not (is_dataclass(found) or issubclass(found, (Backbone, Classifier))):
+    found = class_at(value["class_path"])
+    if not (is_dataclass(found) or issubclass(found, (Backbone, Classifier))):
         raise ValueError(f"{value['class_path']} is no part of a model")
     return found(**{k: unplain(v) for k, v in value["init_args"].items()})
+
+
+def class_at(path: str) -> type:
+    """The class of a dotted path, of this package or of a module that is imported already: a checkpoint cannot make us
+    import anything else."""
+    module, _, name = path.rpartition(".")
+    package = __name__.partition(".")[0]
+    if module not in sys.modules and not module.startswith(package + "."):
+        raise ValueError(f"the model is made of {path}: import {module} before you load it")
+    found = getattr(import_module(module), name, None)
+    if not isinstance(found, type):
+        raise ValueError(f"{path} is no part of a model")
+    return found

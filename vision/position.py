@@ -31,7 +31,7 @@ def same(grid: tuple[int, int], to: tuple[int, int]) -> bool:
 def resize_pairs(matrix: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """A number for each pair of places, (h*w h*w) on `grid`, read as a map over (y, x, y', x') and resized bilinearly
     to the grid `to`."""
-    if grid == to:
+    if same(grid, to):
         return matrix
     (h, w), (y, x) = grid, to
     r = F.interpolate(matrix.view(1, h * w, h, w), to, mode="bilinear", align_corners=False)

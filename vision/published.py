@@ -6,7 +6,7 @@ from typing import Any, Literal
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)  # what JAX's and Google's vision transformers take as mean and deviation
 Source = Literal["published", "timm", "transformers"]
-Form = Literal["classifier", "dense"]
+Form = Literal["classifier", "dense", "denoiser"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Weights:
     The state dict lies under the key `wrapper` of the file, and there under names that begin with `prefix`.
     `source` says whose names the tensors have: the authors', timm's or transformers'.
     `form` is "dense" where the file holds the authors' detection backbone (no head, norms per stage): `input_size` is
-    then the crop that it was trained with and `num_classes` 0. Else it is "classifier".
+    then the crop that it was trained with and `num_classes` 0. It is "denoiser" for those of generation/, whose
+    `input_size` is that of their latents. Else it is "classifier".
     """
 
     tag: str
@@ -32,7 +33,7 @@ class Weights:
     interpolation: str = "bicubic"
     crop_pct: float = 0.875
     crop_mode: str = "center"
-    metrics: dict[str, float] = field(default_factory=dict, hash=False)  # as the authors report them, in percent
+    metrics: dict[str, float] = field(default_factory=dict, hash=False)  # as reported, shares in percent
     bytes: int | None = None
     sha256: str | None = None
     wrapper: str | None = None

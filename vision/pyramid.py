@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from .adapters import settle
 from .backbone import Backbone
-from .features import FeatureInfo, feature_rows, nchw, spread, take, undecayed
+from .features import FeatureInfo, feature_rows, layer_groups, nchw, spread, take, undecayed
 from .fold import fold
 from .norm import Norm
 
@@ -27,7 +27,7 @@ class Pyramid(nn.Module):
         self.feature_info = FeatureInfo([rows[i] for i in chosen], chosen)
         self.channels, self.strides = self.feature_info.channels(), self.feature_info.reduction()
         self.norms = nn.ModuleDict({} if norm is None else {str(i): norm.build(rows[i]["num_chs"]) for i in chosen})
-        self.in_chans, self.dense = backbone.in_chans, False
+        self.in_chans, self.dense, self.norm_spec = backbone.in_chans, False, norm
         self.name: str | None = None  # name, family and arguments of a published variant are set by the zoo
         self.family: str | None = None
         self.arguments: dict[str, Any] = {}
@@ -56,3 +56,7 @@ class Pyramid(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         return undecayed(self)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As `Classifier.group_matcher`; the norms of the maps count as the last block."""
+        return layer_groups(coarse)

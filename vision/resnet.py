@@ -3,6 +3,7 @@ convolution, the names of detectron2."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ class ResNetPyramid(nn.Module):
         if unknown := [o for o in outputs if o not in known]:
             raise ValueError(f"a ResNet gives no map {unknown[0]!r}; there are {', '.join(known)}")
         self.outputs, self.frozen_norm = tuple(outputs), frozen_norm
+        self.settings = {"depths": tuple(depths), "eps": eps, "momentum": momentum}
         self.channels = [known[o][0] for o in outputs]
         self.strides = [known[o][1] for o in outputs]
         build = partial(ConvNorm, eps=eps, momentum=momentum)
@@ -56,6 +58,10 @@ class ResNetPyramid(nn.Module):
                 nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
         for norm in self.norms():
             norm.requires_grad_(not frozen_norm)
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        return {"outputs": self.outputs, "frozen_norm": self.frozen_norm, **self.settings}
 
     def norms(self) -> list[nn.BatchNorm2d]:
         return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]

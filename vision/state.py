@@ -57,9 +57,9 @@ def read_state(path: str | Path, wrapper: str | None = None, prefix: str = "") -
     return state
 
 
-def read_local(path: str | Path) -> dict[str, Tensor]:
+def read_local(path: str | Path, prefer: str | None = None) -> dict[str, Tensor]:
     """The tensors of a file by hand: one that has a published file's name as declared in the table; of another, an
-    obvious wrapper and prefixes common to all names come off."""
+    obvious wrapper and prefixes common to all names come off. Of several sets of weights that of the key `prefer`."""
     path = Path(path)
     content = _content(path)
     if "patchloom" in content:
@@ -76,6 +76,8 @@ def read_local(path: str | Path) -> dict[str, Tensor]:
             if isinstance(content.get(key), Mapping)
             and any(isinstance(value, Tensor) for value in content[key].values())
         ]
+        if prefer in found:
+            found = [prefer]
         if len(found) > 1:
             raise ValueError(
                 f"{path}: holds several sets of weights ({', '.join(found)}); say which with --wrapper "

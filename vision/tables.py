@@ -24,6 +24,8 @@ from .families import (
     vmamba_weights,
     vssd_weights,
 )
+from .generation import dimr, dit, lego, micro_dit
+from .inception_weights import WEIGHTS as INCEPTION
 from .published import Weights
 
 WEIGHTS: dict[str, tuple[Weights, ...]] = {
@@ -45,7 +47,13 @@ WEIGHTS: dict[str, tuple[Weights, ...]] = {
     **vmamba_weights.WEIGHTS,
     **vssd_weights.WEIGHTS,
     **plainmamba_weights.WEIGHTS,
+    **dit.WEIGHTS,
+    **micro_dit.WEIGHTS,
+    **dimr.WEIGHTS,
+    **lego.WEIGHTS,
 }
+
+TOOLS: dict[str, tuple[Weights, ...]] = {"inception": (INCEPTION,)}  # what evaluation looks with: fetched, no model
 
 # millions of parameters, to tell about how large a download is whose size nobody states (a test counts them)
 # fmt: off
@@ -102,6 +110,9 @@ MILLIONS: dict[str, float] = {
     "vit_lite_7_4_32": 3.7, "vit_lite_7_4_32_c100": 3.7, "cvt_7_4_32": 3.7, "cvt_7_4_32_c100": 3.7,
     "cct_2_3x2_32": 0.3, "cct_4_3x2_32": 0.5, "cct_6_3x2_32": 3.3, "cct_7_3x2_32": 3.9, "cct_6_3x1_32": 3.2,
     "convformer_s18_in21k": 69.5, "convformer_s36_in21k": 82.7, "convformer_m36_in21k": 105.1,
+    "dit_xl_2_256": 675.1, "dit_xl_2_512": 676.0, "microdit_xl_2_512": 1165.4, "microdit_xl_2_512_16ch": 1165.5,
+    "dimr_xl_2r": 505.0, "dimr_g_2r": 1056.4, "lego_l_pg_64_old": 462.8, "lego_l_pr_64_old": 462.8,
+    "lego_xl_u_32": 1261.4,
     "convformer_b36_in21k": 163.9, "caformer_s18_in21k": 69.0, "caformer_s36_in21k": 82.0, "caformer_m36_in21k": 104.2,
     "caformer_b36_in21k": 162.8, "cct_14_7x2_384_fl": 22.2,
 }
@@ -111,6 +122,8 @@ MILLIONS: dict[str, float] = {
 def find_weights(name: str) -> tuple[str, Weights]:
     """`variant` or `variant.tag` -> the variant and its weights, the default ones where no tag is given."""
     variant, dot, tag = name.partition(".")
+    if variant in TOOLS:
+        return variant, TOOLS[variant][0]
     if variant not in WEIGHTS:
         raise ValueError(
             f"no weights are published for {variant!r}; {near(variant, list(WEIGHTS))}`patchloom weights list` has all"
@@ -131,7 +144,8 @@ def near(word: str, words: list[str]) -> str:
 
 def name_of(weights: Weights) -> str:
     """`variant.tag` of a table's weights; the tag alone of others."""
-    return next((f"{variant}.{w.tag}" for variant, rows in WEIGHTS.items() for w in rows if w == weights), weights.tag)
+    every = (*WEIGHTS.items(), *TOOLS.items())
+    return next((f"{variant}.{w.tag}" for variant, rows in every for w in rows if w == weights), weights.tag)
 
 
 def find_file(path: str | PathLike[str]) -> tuple[str, Weights] | None:

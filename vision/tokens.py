@@ -40,6 +40,8 @@ class Tokens:
     lost: Tensor | None = None  # B H*W C: what patches held when they were dropped; None: nobody kept it
     window: int | None = None  # the side of windows that were made smaller; None: the mixer's own
     task: str | None = None  # whose adapters act, where several tasks share them (adapters/tasks.py); None: nobody said
+    condition: Tensor | None = None  # B D: what all tokens of an image are modulated by (a denoiser's time and class)
+    context: Tensor | None = None  # B L d: other tokens that these may look at (a caption's)
 
     def patches(self) -> Tensor:
         """B H*W C: the tokens that stand for patches, in raster order."""
@@ -82,7 +84,8 @@ class Tokens:
             return self
         patches, k = unmerge(self), len(self.special)
         x = torch.cat([self.x[:, list(self.special)], patches], 1) if k else patches
-        return Tokens(x, self.full, tuple(range(k)), inner=self.inner, turn=self.turn)
+        return Tokens(x, self.full, tuple(range(k)), inner=self.inner, turn=self.turn, condition=self.condition,
+                      context=self.context)  # fmt: skip
 
 
 def unmerge(t: Tokens) -> Tensor:

@@ -116,7 +116,7 @@ class TwoBranches(Backbone):
         return f"norms.{stage}"
 
     def grids(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        return [(-(-size[0] // s), -(-size[1] // s)) for s in STRIDES]
+        return [((size[0] + s - 1) // s, (size[1] + s - 1) // s) for s in STRIDES]
 
     def walk(
         self, image: Tensor, wanted: Collection[tuple[int, int]], stop: bool = False

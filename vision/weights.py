@@ -11,6 +11,10 @@ from torch import Tensor, nn
 from .adapters import Adapter, adapter_of, book, in_words, own_state, unadapted
 from .count import is_counter
 from .families import FAMILIES
+from .generation import DENOISERS
+from .generation import FAMILIES as GENERATORS
+from .generation import family as generator
+from .generation.denoiser import Denoiser
 from .model import Classifier
 from .network import Rules
 from .plugins import Published, hosts_of, plugged, plugins_of
@@ -18,8 +22,8 @@ from .position import Embedding
 from .published import Weights
 from .pyramid import Pyramid
 
-Model = Classifier | Pyramid
-HEADS = ("head", "head_dist", "head_patches")
+Model = Classifier | Pyramid | Denoiser
+HEADS = ("head", "head_dist", "head_patches", "labels")
 
 
 @dataclass
@@ -52,12 +56,12 @@ def load_published(
     the weights of attached plugins where a file has none of them; else it must fill them all, under the names that the
     plugin says (`plugins.Published`), which an adapter may do too; the file of another adapter's model is that of its
     trunk and of the head that it has without the adapter.
-    fresh_head: leave the checkpoint's head out (another number of classes).
+    fresh_head: leave the checkpoint's head, or a denoiser's labels, out (another number of classes).
     Raises ValueError, and changes nothing, where a name fits no rule, a tensor of ours stays empty, or a shape differs.
     """
     if not isinstance(model, Model):
         raise ValueError(
-            f"{type(model).__name__} is no model of this suite; load_published takes a Classifier or a Pyramid"
+            f"{type(model).__name__} is no model of this suite; load_published takes a Classifier, Pyramid or Denoiser"
         )
     adapter = adapter_of(model)
     fitted = [] if (there := book(model)) is None else [f.adapter for f in there.fitted.values()]
@@ -71,7 +75,7 @@ def load_published(
             return load_published(model, state_dict, source=source, fresh_head=fresh_head)
     added: list[object] = [*plugins_of(model), adapter]
     extra = [p.published(hosts_of(model)) for p in added if isinstance(p, Published)]
-    rules = {s: sum(extra, r) for s, r in FAMILIES[model.family].RULES.items()} if model.family else {}
+    rules = {s: sum(extra, r) for s, r in rules_of(model).items()}
     if source is not None and source not in (*rules, "ours"):
         raise ValueError(f"source {source!r}: {model.name or 'this model'} has names of {', '.join((*rules, 'ours'))}")
     if source is not None:
@@ -257,6 +261,8 @@ class Attempt:
         if top != "head" and is_counter(self.own[ours]):
             return True  # that files may lack
         host = self.model.get_submodule(ours.rpartition(".")[0])
+        if ours.rpartition(".")[2] in getattr(host, "computed", ()):
+            return True
         return isinstance(host, Embedding) and host.spec.kind == "sinusoid" and ours.endswith("table")
 
     def apply(self) -> None:
@@ -295,11 +301,24 @@ def families_of(state: Mapping[str, Tensor]) -> set[str]:
         rules = (*r.rename, *r.dense, *r.copies)
         return any(re.fullmatch(p, c) for p, _ in rules for c in called) or matches((*r.drop, *r.pyramid), n)
 
-    return {f for f, m in FAMILIES.items() if any(all(fits(r, n) for n in state) for r in m.RULES.values())}
+    families = {**FAMILIES, **{name: generator(name) for name in GENERATORS}}
+    return {f for f, m in families.items() if any(all(fits(r, n) for n in state) for r in m.RULES.values())}
+
+
+def rules_of(model: Model) -> dict[str, Rules]:
+    """Whose names a model's tensors may have, and what they become."""
+    if not model.family:
+        return {}
+    known = generator(model.family) if isinstance(model, Denoiser) else FAMILIES[model.family]
+    rules: dict[str, Rules] = known.RULES
+    return rules
 
 
 def published(name: str) -> tuple[Weights, ...]:
     """The weights of a variant, the default first."""
+    if name in DENOISERS:
+        rows: tuple[Weights, ...] = generator(name.partition("_")[0]).WEIGHTS.get(name, ())
+        return rows
     return next((m.WEIGHTS.get(name, ()) for m in FAMILIES.values() if name in m.VARIANTS), ())
 
 

@@ -6,18 +6,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 
 from . import adapters
-from .adapters import adapt, adapter_of, unadapted
+from .adapters import adapt
+from .description import adapter_within, describe, rebuild
 from .families import FAMILIES
+from .generation import DENOISERS
+from .generation.create import create_denoiser, is_denoiser
+from .generation.create import macs as macs_of_denoiser
+from .generation.denoiser import Denoiser, Variant
 from .model import Classifier, Head, pool_size
 from .network import Network
-from .parts import path_of, plain, unplain
-from .plugins import attach, plugins_of
+from .plugins import attach
 from .plugins.words import from_words
 from .published import Weights
 from .pyramid import Pyramid
@@ -84,7 +88,7 @@ def create_model(
     dense: bool = False,
     out_indices: Sequence[int] | int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float | None = None,
     global_pool: str | None = None,
@@ -98,20 +102,31 @@ def create_model(
 ) -> nn.Module:
     """A published network by name, with timm's meanings: `swin_tiny`, `swin_tiny.ms_in1k`, `timm:resnet50`.
 
-    name: a variant, a variant and the tag of its weights, or `timm:` and any model of timm's.
+    name: a variant, a variant and the tag of its weights, or `timm:` and any model of timm's; or a denoiser, whose
+        `options` are arguments of the network and `img_size` the size of its latents (generation/create.py).
     pretrained: load the published weights (downloaded into the cache once); another `num_classes` makes a fresh head.
     num_classes: None means the published number, 0 no head.
     features_only: give the maps (B C H/s W/s) after each stage (`out_indices` chooses; the last n if it is a number)
         instead of logits; `dense`: in the authors' detection form, where it differs.
     img_size: what `default_cfg` says, and the grid that a learned position embedding is made for. Any model takes any
         size all the same.
-    in_chans: channels of the image. drop_rate: dropout before the head. drop_path_rate: stochastic depth of the last
+    in_chans: channels of the image, None for 3 (a denoiser's as published).
+    drop_rate: dropout before the head. drop_path_rate: stochastic depth of the last
         block. global_pool: "" leaves the features unpooled. checkpoint_path: a local file of weights, loaded by
         the same rules. tokens, adapter: a plugin or adapter, as a dataclass or spelt out (`tome:r=8`). device, dtype:
         where and as what the weights are made.
     Raises ValueError for an unknown name (with near ones) or option, and where weights do not fit; TypeError for an
     argument that does not exist.
     """
+    if is_denoiser(name):
+        refuse_for_denoiser(
+            name, features_only=features_only, dense=dense, out_indices=out_indices, drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate, global_pool=global_pool, feature_cls=feature_cls,
+        )  # fmt: skip
+        return create_denoiser(name, pretrained=pretrained, checkpoint_path=checkpoint_path, num_classes=num_classes,
+                               in_chans=in_chans, img_size=img_size, tokens=tokens, adapter=adapter, device=device,
+                               dtype=dtype, **options)  # fmt: skip
+    in_chans = 3 if in_chans is None else in_chans
     if name.startswith("timm:"):
         given = {
             "num_classes": num_classes, "out_indices": out_indices, "img_size": img_size, "global_pool": global_pool,
@@ -162,6 +177,12 @@ def refuse_for_timm(name: str, **arguments: Any) -> None:
     for key, value in arguments.items():
         if value:
             raise ValueError(f"{key}={value!r} is for models of this suite; {name} comes from timm as it is")
+
+
+def refuse_for_denoiser(name: str, **arguments: Any) -> None:
+    for key, value in arguments.items():
+        if value:
+            raise ValueError(f"{key}={value!r} is for classifiers and their features; {name} is a denoiser")
 
 
 def plan(found: Resolved, img_size: int | tuple[int, int] | None) -> Network:
@@ -265,18 +286,22 @@ def strings(value: str | Iterable[str]) -> list[str]:
 def list_models(
     filter: str | Iterable[str] = "", pretrained: bool = False, exclude_filters: str | Iterable[str] = "",
     module: str | Iterable[str] = "", include_tags: bool | None = None, name_matches_cfg: bool = False,
+    kind: Literal["classifier", "denoiser"] = "classifier",
 ) -> list[str]:  # fmt: skip
     """Names of the published variants, sorted naturally: those that fit one of the shell patterns in `filter` and none
     of `exclude_filters`. `module`: of these families only, by our names or timm's. `pretrained`: only those with
     weights. `include_tags`: one row a file of weights (what `pretrained` implies, as in timm). `name_matches_cfg` is
-    what all ours do."""
+    what all ours do. `kind`: classifiers, or denoisers."""
     if include_tags is None:
         include_tags = pretrained
     wanted, unwanted = strings(filter), strings(exclude_filters)
     families = [MODULES.get(m, m) for m in strings(module)]
     names: list[str] = []
-    for name, network in VARIANTS.items():
-        tags = [w.tag for w in published(name) if w.form == "classifier"]
+    if kind not in ("classifier", "denoiser"):
+        raise ValueError(f"kind {kind!r}: there are classifiers and denoisers")
+    table: Mapping[str, Network | Variant] = VARIANTS if kind == "classifier" else DENOISERS
+    for name, network in table.items():
+        tags = [w.tag for w in published(name) if w.form == kind]
         if not network.listed or (families and network.family not in families) or (pretrained and not tags):
             continue
         names += [f"{name}.{t}" for t in tags] or [name] if include_tags else [name]
@@ -292,64 +317,6 @@ def list_models(
 def get_pretrained_cfg_value(name: str, key: str) -> Any:
     """One value of `default_cfg`, without building the model's weights; None where it has none."""
     return cast(Classifier, create_model(name, device="meta")).default_cfg.get(key)
-
-
-# ------------------------------------------------------------------------------------------------- describe and rebuild
-
-
-def describe(model: nn.Module) -> dict[str, Any]:
-    """The model as plain values, enough for `rebuild`: {"name", "arguments"} of a published one, {"class_path",
-    "init_args"} of one that was put together by hand; with "tokens", the plugins that are attached, if any are, and
-    "adapter", the one that is on, if one is."""
-    if not isinstance(model, Classifier):
-        return plain_of_foreign(model)
-    attached, adapter = [plain(p) for p in plugins_of(model)], adapter_of(model)
-    on = {"tokens": attached, "adapter": None if adapter is None else plain(adapter)}
-    return bare(model) | {key: value for key, value in on.items() if value}
-
-
-def bare(model: Classifier) -> dict[str, Any]:
-    """The same without what is attached."""
-    if model.family:
-        arguments = {
-            **model.arguments,
-            "num_classes": model.num_classes,
-            "img_size": list(model.default_cfg["input_size"][1:]),
-        }
-        return {"name": model.name, "arguments": arguments}
-    with unadapted(model):  # an adapter may stand in place of them
-        b, head = model.backbone, model.spec
-    backbone = {key: plain(value) for key, value in b.arguments().items()}
-    arguments = {"backbone": {"class_path": path_of(type(b)), "init_args": backbone}, "head": plain(head),
-                 "num_classes": model.num_classes, "drop_rate": model.drop_rate,
-                 "img_size": list(model.default_cfg["input_size"][1:])}  # fmt: skip
-    return {"class_path": path_of(Classifier), "init_args": arguments}
-
-
-def plain_of_foreign(model: nn.Module) -> dict[str, Any]:
-    from .foreign import TimmClassifier
-
-    if not isinstance(model, TimmClassifier):
-        raise ValueError(f"{type(model).__name__} cannot be described: it is neither a Classifier nor a timm model")
-    return model.describe()
-
-
-def rebuild(description: Mapping[str, Any]) -> nn.Module:
-    """The model that `describe` described, with fresh weights."""
-    if "name" in description:
-        arguments = dict(description["arguments"])
-        if isinstance(arguments.get("img_size"), list):
-            arguments["img_size"] = tuple(arguments["img_size"])
-        model = create_model(description["name"], **arguments)
-    else:
-        model = unplain({k: description[k] for k in ("class_path", "init_args")})
-        if not isinstance(model, Classifier):
-            raise ValueError(f"{description['class_path']} is no Classifier")
-    for each in description.get("tokens", ()):
-        attach(model, unplain(each))
-    if "adapter" in description:
-        adapt(model, unplain(description["adapter"]))
-    return model
 
 
 @dataclass(frozen=True)
@@ -370,6 +337,11 @@ def model_info(name: str) -> ModelInfo:
     from .count import macs, parameters
 
     model = create_model(name, device="meta").eval()
+    if isinstance(model, Denoiser):
+        total, trainable = parameters(model)
+        tags = [w.tag for w in published(name.partition(".")[0])]
+        return ModelInfo(name, str(model.family), total, trainable, macs_of_denoiser(model),
+                         (model.in_channels, *model.size), tags)  # fmt: skip
     channels, height, width = cast(Classifier, model).default_cfg["input_size"]
     size = (channels, height, width)
     total, trainable = parameters(model)
@@ -386,6 +358,7 @@ __all__ = [
     "VARIANTS",
     "Head",
     "ModelInfo",
+    "adapter_within",
     "create_model",
     "describe",
     "get_pretrained_cfg_value",

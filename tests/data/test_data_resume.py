@@ -82,6 +82,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("make", [shapes, folder])
 @pytest.mark.parametrize(("workers", "then"), [(0, 0), (2, 2), (0, 2)])
+@pytest.mark.slow
 def test_killed_and_resumed_equals_not_killed(tmp_path, make, workers, then):
     whole = fit(make(workers, tmp_path), tmp_path)
     assert len(whole.batches) == EPOCHS * STEPS

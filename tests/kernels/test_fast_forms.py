@@ -113,21 +113,22 @@ def test_pool(shape, size):
 
 
 @pytest.mark.parametrize("rows", [(3, 5), (1, 7), (2, 3, 4)], ids=str)
-@pytest.mark.parametrize("star", [False, True])
+@pytest.mark.parametrize("act", ["gelu", "star", "tanh"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("numbers", [mlp_kernel.SLICE, 40])
-def test_mlp(rows, star, biased, scaled, numbers, monkeypatch):
+def test_mlp(rows, act, biased, scaled, numbers, monkeypatch):
     monkeypatch.setattr(mlp_kernel, "SLICE", numbers)
     x, w1, w2 = made(*rows, 6), made(16, 6, seed=1), made(9, 16, seed=2)
     b1, b2 = (made(16, seed=3), made(9, seed=4)) if biased else (None, None)
-    s = (torch.tensor([1.3], requires_grad=True), torch.tensor([-0.2], requires_grad=True)) if star else None
+    s = (torch.tensor([1.3], requires_grad=True), torch.tensor([-0.2], requires_grad=True)) if act == "star" else None
     g = made(9, seed=5) if scaled else None
+    more = (s, g, act == "tanh")
     inputs = [t for t in (x, w1, w2, b1, b2, g, *(s or ())) if t is not None]
-    same(mlp_kernel.mlp(x, (w1, b1), (w2, b2), s, g), mlp_kernel.reference(x, (w1, b1), (w2, b2), s, g), inputs)
+    same(mlp_kernel.mlp(x, (w1, b1), (w2, b2), *more), mlp_kernel.reference(x, (w1, b1), (w2, b2), *more), inputs)
     with torch.no_grad():
-        got = mlp_kernel.mlp(x, (w1, b1), (w2, b2), s, g)
-        torch.testing.assert_close(got, mlp_kernel.reference(x, (w1, b1), (w2, b2), s, g), **CLOSE)
+        got = mlp_kernel.mlp(x, (w1, b1), (w2, b2), *more)
+        torch.testing.assert_close(got, mlp_kernel.reference(x, (w1, b1), (w2, b2), *more), **CLOSE)
 
 
 @pytest.mark.parametrize("frozen", range(6))

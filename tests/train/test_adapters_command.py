@@ -60,6 +60,7 @@ def refused(capsys, *words: object) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_run_tells_and_keeps_its_adapter(runs):
     told, folder = json.loads((runs["folder"] / "told.json").read_text()), runs["run"] / "adapter"
     assert told["adapter"].endswith("/adapter")

@@ -170,6 +170,7 @@ def test_the_verdict_is_what_the_quartiles_allow(low: float, high: float, verdic
     assert verdict in bench.words(low, high)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_is_seen() -> None:
     arm, weights = Arm("timm:resnet18", (), "contiguous"), 11_689_512 * 4 / 2**20
     assert weights < measure.peak_memory_mb(arm, Case(batch=1, size=(64, 64))) < 2 * weights
@@ -235,6 +236,7 @@ def against_timm() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_table_is_printed(
     against_timm: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -1,11 +1,15 @@
 """patchloom compat: the matrix of plugins and kinds of backbones, and the page that it writes."""
 
 import json
+from math import nan
 
 import pytest
+import torch
+from torch import nn
 
 from patchloom.train import compat
 from patchloom.train.cli import main
+from patchloom.train.heads_compat import ADDED, HEAD_KINDS, HEADS, obstacles, take_steps
 from patchloom.vision.adapters import ADAPTERS
 from patchloom.vision.plugins import PLUGINS
 
@@ -27,6 +31,56 @@ def test_the_page_is_up_to_date() -> None:
 @pytest.mark.slow
 def test_the_whole_page_is_up_to_date() -> None:
     assert compat.PAGE.read_text() == compat.page()
+
+
+def test_the_page_has_every_kind_under_every_head() -> None:
+    """And says of some what is found now; the slow test compares all of it, and takes the steps again."""
+    text = compat.PAGE.read_text()
+    table = text[text.index(compat.HEADS_INTRODUCTION) :].split("\n\n")[2].splitlines()
+    header, _, *rows = [[word.strip() for word in line.strip("|").split("|")] for line in table]
+    columns = [f"{head} + {added}" if added else head for head in HEADS for added in ADDED]
+    assert header == ["backbone", "variant", *columns]
+    assert [(kind, name) for kind, name, *_ in rows] == list(HEAD_KINDS.items())
+    assert {mark for _, _, *marks in rows for mark in marks} == {"yes", "1"}
+    some = {k: HEAD_KINDS[k] for k in ("ViT", "PoolFormer")}
+    assert compat.lines(compat.heads_matrix(some))[1] == [row for row in rows if row[0] in some]
+
+
+CELLS = [(name, head, added) for name in HEAD_KINDS.values() for head in HEADS for added in ADDED]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "head", "added"), CELLS)
+def test_what_the_page_allows_trains_and_answers(name: str, head: str, added: str) -> None:
+    if added in obstacles(name):
+        with pytest.raises(ValueError, match="needs a full grid"):
+            take_steps(name, head, added)
+    else:
+        take_steps(name, head, added)
+
+
+def test_heads_take_the_steps_that_they_speak_of(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    taken = []
+    monkeypatch.setattr("patchloom.train.heads_compat.take_steps", lambda *cell: taken.append(cell))
+    cells = json.loads(said(capsys, "poolformer_s12", "--heads", "--json"))
+    assert [(c["method"], c["works"]) for c in cells][:3] == [
+        ("Mask R-CNN", True), ("Mask R-CNN + clustering", False), ("Mask R-CNN + lora", True)
+    ]  # fmt: skip
+    assert "needs a full grid" in cells[1]["why"]
+    assert taken == [("poolformer_s12", head, added) for head in HEADS for added in ("", "lora")]
+
+
+def test_a_step_that_goes_wrong_is_no_yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchloom.train.heads_compat.losses", lambda model, *_: {"main": constant(model, nan)})
+    with pytest.raises(ArithmeticError, match="vit_tiny_patch16_224 under UPerNet : a loss is no finite number"):
+        take_steps("vit_tiny_patch16_224", "UPerNet", "")
+    monkeypatch.setattr("patchloom.train.heads_compat.losses", lambda model, *_: {"main": constant(model.head, 1.0)})
+    with pytest.raises(ArithmeticError, match="no gradient reaches the backbone"):
+        take_steps("vit_tiny_patch16_224", "UPerNet", "lora")
+
+
+def constant(model: nn.Module, value: float) -> torch.Tensor:
+    return torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum() * value
 
 
 def test_adapters_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ torch.save(found, Path(sys.argv[1]) / f"of_{os.environ.get('LOCAL_RANK', 0)}.pt"
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_judge_as_one(tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)

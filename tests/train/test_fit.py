@@ -87,6 +87,7 @@ def test_judging_on_another_folder(run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "test_photos" / "predictions.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_longer(run, tmp_path):
     folder = tmp_path / "runs" / "small" / "copy"
     folder.parent.mkdir(parents=True)

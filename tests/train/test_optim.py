@@ -7,7 +7,7 @@ from classify_parts import Noisy
 from torch import nn
 
 from patchloom.train.ema import Average, Ema
-from patchloom.train.optim import Constant, Cosine, build_optimizer, layers, parameter_groups
+from patchloom.train.optim import Constant, Cosine, Poly, Steps, build_optimizer, layers, parameter_groups
 
 
 def rates(model, decay):
@@ -149,6 +149,22 @@ def test_constant_and_what_does_not_fit():
         Cosine(warmup_epochs=1, warmup_steps=3)
     with pytest.raises(ValueError, match="needs the end of the run"):
         Cosine().build(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1), math.inf, 10)
+
+
+def test_steps_fall_at_shares_of_the_whole_run():
+    seen = run(Steps(at=(0.5, 0.75), factor=0.1, warmup_steps=4, warmup_lr=0.0), 20)
+    assert seen == pytest.approx([0.025 * i for i in range(4)] + [0.1] * 6 + [0.01] * 5 + [0.001] * 5)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Steps(at=(27, 33))
+    with pytest.raises(ValueError, match="schedule Steps needs the end of the run"):
+        Steps().build(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1), math.inf, 10)
+
+
+def test_poly_is_its_formula():
+    assert run(Poly(0.9, min_lr=0.01), 10) == pytest.approx([0.01 + 0.09 * (1 - i / 10) ** 0.9 for i in range(10)])
+    assert run(Poly(1.0, warmup_steps=2, warmup_lr=0.0), 6) == pytest.approx([0, 0.05, 0.1, 0.075, 0.05, 0.025])
+    with pytest.raises(ValueError, match="power=0"):
+        Poly(0)
 
 
 def test_a_trial_shorter_than_its_warm_up(caplog):

@@ -1,21 +1,24 @@
-"""Every packaged recipe is read by LightningCLI as it stands, and trains a shrunk step: two batches of two small
-images."""
+"""Every packaged recipe is read by LightningCLI as it stands, and those of classifiers train a shrunk step here: two
+batches of two small images. Detectors and segmenters: test_dense_recipes.py."""
 
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch.cli import LightningCLI
 from PIL import Image
+from recipe_parts import KINDS, RECIPES, cli
 
 import patchloom
 from patchloom.train import checkpoint
 from patchloom.train.classify import Classify
-from patchloom.train.recipes import recipes
+from patchloom.train.cli import main
 from patchloom.vision.zoo import create_model
 
-RECIPES = {recipe.name: recipe for recipe in recipes()}
+CLASSIFIERS = sorted(n for n, kind in KINDS.items() if kind == "patchloom.train.classify.Classify")
+KINDS_OF_RUNS = ("classify.Classify", "detect.Detect", "segment.Segment", "diffuse.Diffuse", "converse.Converse",
+                 "contrast.Contrast", "panoptic_segment.PanopticSegment")  # fmt: skip
+KNOWN = {f"patchloom.train.{kind}" for kind in KINDS_OF_RUNS}
 CONFIGS = Path(patchloom.__file__).parent / "configs"
 EXPECTED = {
     "shapes/cct", "shapes/hybrid", "shapes/slab_swin", "cifar10/cct", "cifar10/cct_7", "cifar10/scratch",
@@ -34,6 +37,7 @@ SMALL = {  # a shrunk stand-in of the same family where the recipe's own network
         *("--model.model.name", "deit_tiny_patch16_224", "--model.loss.learns", "backbone"),
         *("--trainer.strategy", "auto"),
     ],
+    "imagenet/swin_large_fsdp": ["--model.model.name", "swin_tiny_22k", "--trainer.strategy", "auto"],
     "imagenet/dynamicvit_deit_small": [
         *("--model.model.name", "deit_tiny_patch16_224", "--model.loss.teacher.name", "deit_tiny_patch16_224"),
         *("--model.loss.teacher.pretrained", "false", "--model.loss.teacher.img_size", "64"),
@@ -54,6 +58,7 @@ def photographs(tmp_path_factory):
                 (folder := root / kind / split / name).mkdir(parents=True)
                 for i in range(4):
                     Image.new("RGB", (40, 36), (60 * i, 120 * c, 30)).save(folder / f"{i}.png")
+    assert main(["shards", str(root / "imagenet"), str(root / "shards"), "--shard", "3"]) == 0
     model = create_model("cct_2_3x2_32")  # of the run that a recipe may begin with
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
     head = checkpoint.header(model, [str(i) for i in range(10)], checkpoint.preprocessing_of(model))
@@ -70,7 +75,8 @@ def command(name: str, photographs: Path) -> list[str]:
     if drawn:
         lines += ["--data.train_length", "4", "--data.val_length", "2"]
     else:
-        lines += ["--data.root", str(photographs / ("imagenet" if name.startswith("imagenet") else "own"))]
+        folder = "shards" if "shards" in name else "imagenet" if name.startswith("imagenet") else "own"
+        lines += ["--data.root", str(photographs / folder)]
     if "spec" in ours["init_args"]:
         lines += ["--model.model.spec", str(photographs / "run")]
     if "pretrained" in ours["init_args"]:
@@ -83,49 +89,6 @@ def command(name: str, photographs: Path) -> list[str]:
 @pytest.fixture(autouse=True)
 def no_command_line(monkeypatch):
     monkeypatch.setattr("sys.argv", ["patchloom"])
-
-
-def cli(lines: list[str], folder: Path) -> LightningCLI:
-    """As `patchloom fit` reads it: unknown keys fail, and those of its own callbacks are taken."""
-    from patchloom.train.callbacks.checkpoints import Checkpoints
-
-    class Reader(LightningCLI):
-        def add_arguments_to_parser(self, parser):
-            parser.add_lightning_class_args(Checkpoints, "checkpoints")
-
-        def instantiate_trainer(self, **options):
-            self.config_init.trainer.callbacks = []
-            return self._instantiate_trainer(
-                {
-                    **self.config_init.trainer,
-                    "callbacks": [],
-                    "accelerator": "cpu",
-                    "devices": 1,
-                    "logger": False,
-                    "max_epochs": 1,
-                    "enable_checkpointing": False,
-                    "enable_progress_bar": False,
-                    "enable_model_summary": False,
-                    "limit_train_batches": 2,
-                    "limit_val_batches": 1,
-                    "num_sanity_val_steps": 0,
-                    "precision": "32-true",
-                    "check_val_every_n_epoch": 1,
-                    "accumulate_grad_batches": 1,
-                    "default_root_dir": folder,
-                },
-                [],
-            )
-
-    return Reader(
-        None,
-        None,
-        run=False,
-        args=lines,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
 
 
 def test_the_recipes_are_these():
@@ -141,10 +104,17 @@ def test_a_recipe_says_what_it_needs(name):
     assert recipe["checkpoints"]["every_n_steps"] > 0
     assert "max_epochs" in recipe["trainer"]
     assert "seed_everything" in recipe
-    assert recipe["model"]["class_path"] == "patchloom.train.classify.Classify"
+    assert KINDS[name] in KNOWN
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+def by_cost():
+    """Most of those for ImageNet are slow: they are alike."""
+    for name in CLASSIFIERS:
+        alike = name.startswith("imagenet/") and not name.endswith(("swin_tiny", "deit_small_patch16_224"))
+        yield pytest.param(name, marks=pytest.mark.slow if alike else ())
+
+
+@pytest.mark.parametrize("name", by_cost())
 def test_a_recipe_trains_a_step(name, photographs, tmp_path):
     made = cli(command(name, photographs), tmp_path)
     assert isinstance(made.model, Classify)

@@ -94,7 +94,7 @@ def test_each_view_is_varied_by_itself(augment):
 @pytest.mark.parametrize("shared", [True, False])
 def test_sizes_of_a_picture_are_mixed_alike(shared):
     module = Classify(network(), MultiResolution(shared_mixing=shared), mixing=Mixing(mixup=1.0, cutmix=0.0))
-    module._adopt([str(i) for i in range(10)])
+    module.adopt([str(i) for i in range(10)])
     seen = {}
     module.loss.forward = lambda model, views, step: seen.update(views=views, step=step) or torch.zeros(())
     module.log = lambda *a, **k: None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fit_parts import RECIPE, differences, patchloom, recipe, run_folder
 
+from patchloom.train import cli
 from patchloom.train.runs import read_metrics
 
 STRIKE = "callbacks: [{class_path: fit_parts.Strike, init_args: {step: %d, number: %d, when: %s}}]"
@@ -30,21 +31,8 @@ def whole(tmp_path_factory) -> Path:
     return run_folder(folder)
 
 
-@pytest.mark.parametrize(
-    ("workers", "step", "when"),
-    [
-        (0, 17, "batch"),
-        pytest.param(2, 17, "batch", marks=pytest.mark.slow),
-        pytest.param(0, 20, "validation", marks=pytest.mark.slow),
-        pytest.param(0, 24, "save", marks=pytest.mark.slow),
-    ],
-)
-def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, whole, workers, step, when):
-    run = struck(tmp_path, step, when=when, workers=str(workers))
-    assert sorted(p.name for p in run.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
-    done = patchloom("fit", "--resume", run, "--test", "false", "--trainer.callbacks", "null", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert run_folder(tmp_path) == run  # it went on in its folder
+def check(run: Path, whole: Path) -> None:
+    """That both runs are one, bit for bit."""
     assert differences(whole, run) == []
     assert not list(run.glob(".*"))  # what the kill left half-written is gone
     ours, theirs = (
@@ -52,3 +40,33 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, whole, workers, st
         for r in (run, whole)
     )
     assert ours == theirs
+
+
+def test_cut_off_by_an_error_and_resumed(tmp_path, monkeypatch):
+    """In this process, which is quicker than to kill others."""
+
+    def fit(name: str, *words: str, status: int = 0) -> Path:
+        (tmp_path / name).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / name)
+        assert cli.main(["fit", *words, "--test", "false"]) == status
+        return run_folder(tmp_path / name)
+
+    whole = fit("whole", "-c", str(recipe(tmp_path)))
+    cut = "callbacks: [{class_path: fit_parts.Cut, init_args: {step: 17}}]"
+    text = RECIPE.replace("log_every_n_steps: 1}", f"log_every_n_steps: 1, {cut}}}")
+    run = fit("cut", "-c", str(recipe(tmp_path, text=text)), status=1)
+    assert fit("cut", "--resume", str(run), "--trainer.callbacks", "null") == run
+    check(run, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("workers", "step", "when"), [(0, 17, "batch"), (2, 17, "batch"), (0, 20, "validation"), (0, 24, "save")]
+)
+def test_killed_and_resumed_is_bit_for_bit_the_same(tmp_path, whole, workers, step, when):
+    run = struck(tmp_path, step, when=when, workers=str(workers))
+    assert sorted(p.name for p in run.glob("*.ckpt")) == ["best.ckpt", "last.ckpt"]
+    done = patchloom("fit", "--resume", run, "--test", "false", "--trainer.callbacks", "null", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run_folder(tmp_path) == run  # it went on in its folder
+    check(run, whole)

@@ -20,13 +20,14 @@ def whole(tmp_path_factory) -> Path:
     return run_folder(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "when", "step", "workers", "group", "says"),
     [
-        pytest.param(signal.SIGTERM, "batch", 2, 0, False, "terminated", marks=pytest.mark.slow),  # before any save
+        (signal.SIGTERM, "batch", 2, 0, False, "terminated"),  # before any save
         (signal.SIGTERM, "batch", 3, 2, True, "terminated"),  # the whole process group, as timeout and batch systems do
         # the whole process group, as a terminal's Ctrl-C
-        pytest.param(signal.SIGINT, "validation", 10, 2, True, "interrupted", marks=pytest.mark.slow),
+        (signal.SIGINT, "validation", 10, 2, True, "interrupted"),
     ],
 )
 def test_a_signal_leaves_a_checkpoint_that_resumes_exactly(tmp_path, whole, number, when, step, workers, group, says):

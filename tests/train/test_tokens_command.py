@@ -81,6 +81,7 @@ def said(capsys: Capture, *line: object, status: int = 0) -> str:
 # -------------------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.slow
 def test_the_whole_way(run_folder: Path, photos: Path, times: list[float], tmp_path: Path, capsys: Capture) -> None:
     line = ["tokens", run_folder, "--method", "tome", "evit", "--target", "0.8x", "--data", photos, "--points", "3"]
     result = json.loads(said(capsys, *line, "--images", "5", "--batch", "4", "--out", tmp_path / "out", "--json"))

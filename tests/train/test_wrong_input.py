@@ -171,6 +171,7 @@ def pictures(root, classes):
                 Image.new("RGB", (32, 32), (40 * i, 90, 9)).save(root / split / name / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_classes_that_differ(tmp_path, run, capsys):
     content = checkpoint.read(run / "best.ckpt")
     pictures(tmp_path / "photos", [*content["patchloom"]["classes"][1:], "zebra"])
@@ -200,8 +201,10 @@ def test_a_checkpoint_that_does_not_fit(tmp_path, run, capsys, change, says):
         assert says in line
         assert "bad.ckpt" in line
         assert "use a checkpoint of this very model" in line
+    assert (tmp_path / "config.yaml").read_text() == (run / "config.yaml").read_text()  # nothing of the refused run
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path, run):
     """A limit on the size of files: the first save fails, then one that would have replaced a good checkpoint."""
     size = (run / "last.ckpt").stat().st_size

@@ -8,7 +8,8 @@ from patchloom.vision.families import FAMILIES
 from patchloom.vision.weights import families_of, load_published
 from patchloom.vision.zoo import VARIANTS, create_model, resolve
 
-NOT_MODELS = {"linear_attention/", "tome/", "gmm_mask/mask", "svt/dtcwt", "slab/prepbn", "hst/"}
+NOT_MODELS = {"linear_attention/", "tome/", "gmm_mask/mask", "svt/dtcwt", "slab/prepbn", "hst/",
+              "lm4visual/llama_layers"}  # fmt: skip
 
 
 def names(record):

@@ -58,6 +58,7 @@ SMALLEST = (
     "sam_vit_b",
     "vit_comer_seg_tiny",
     "mamba_yolo_tiny",
+    "vit_llama_tiny_patch16_224",
 )
 
 
@@ -125,6 +126,7 @@ GIVE_TOKENS = (
     "vit_", "deit_", "cct_", "cvt_", "t2t_", "tnt_", "illama_", "resformer_", "gmm_vit_plain", "gmm_cait",
     "gmm_pit", "svt_", "vim_", "vir_")  # fmt: skip
 
+FROZEN = ("vit_llama_",)  # a language model's layers have no gradient: tests/vision/test_other_family.py
 GIVE_MAPS = ("vit_comer_",)  # four, and a classifier sees the last alone: tests/vision/families asks for all gradients
 
 
@@ -140,7 +142,7 @@ def applies(part: str, name: str) -> bool:
     """timm's choice where it is by names; where it is by timm's modules, which lack some of ours, all take part."""
     if part.startswith("default_cfg"):
         return name.startswith(GIVE_TOKENS) == (part == "default_cfg, tokens")
-    return part != "backward" or not name.startswith(GIVE_MAPS)
+    return part != "backward" or not name.startswith((*GIVE_MAPS, *FROZEN))
 
 
 def cases(names: Sequence[str]) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from dataclasses import fields
 import pytest
 
 from patchloom.vision.cache import local_path
+from patchloom.vision.generation import DENOISERS
 from patchloom.vision.published import Weights
 from patchloom.vision.tables import MILLIONS, WEIGHTS, find_file, find_weights, megabytes, name_of
 
@@ -39,6 +40,10 @@ def test_every_published_file_is_there():
         "https://github.com/MzeroMiko": 9,
         "hf-hub:YuhengSSS": 1 + 2 * 3,
         "hf-hub:ChenhongyiYang": 3,
+        "https://dl.fbaipublicfiles.com/DiT": 2,
+        "hf-hub:VSehwag24": 4,
+        "hf-hub:QHL067": 2,
+        "hf-hub:hjzheng": 3,
     }
 
 
@@ -47,7 +52,8 @@ def test_tags_are_unambiguous():
         assert rows, variant
         assert len({w.tag for w in rows}) == len(rows), variant
         assert not any("." in w.tag for w in rows), variant
-        assert rows[0].form == "classifier", f"{variant}: the default must be a classifier"
+        form = "denoiser" if variant in DENOISERS else "classifier"
+        assert rows[0].form == form, f"{variant}: the default must be a {form}"
 
 
 def test_no_two_addresses_share_a_place_in_the_cache():
@@ -67,6 +73,11 @@ def test_a_row_makes_sense(variant, weights):
     assert weights.crop_mode in ("center", "squash")
     assert 0.8 < weights.crop_pct <= 1
     assert all(0 < value < 1 for value in (*weights.mean, *weights.std))
+    if weights.form == "denoiser":
+        arguments = DENOISERS[variant].arguments
+        assert 1 < weights.metrics["fid"] < 20
+        assert weights.input_size == (arguments.get("in_channels", 4), *arguments.get("size", (32, 32)))
+        return
     assert all(30 < value <= 100 for value in weights.metrics.values())
     assert weights.sha256 is None or re.fullmatch("[0-9a-f]{8}|[0-9a-f]{64}", weights.sha256)
     assert (
@@ -209,7 +220,8 @@ def test_every_row_belongs_to_a_variant_and_the_other_way_round():
     from patchloom.vision.weights import published
     from patchloom.vision.zoo import VARIANTS
 
-    assert set(WEIGHTS) <= set(VARIANTS)
+    assert set(WEIGHTS) <= {*VARIANTS, *DENOISERS}
+    assert all(published(name) == WEIGHTS.get(name, ()) for name in DENOISERS)
     for variant, network in VARIANTS.items():
         assert published(variant) == WEIGHTS.get(variant, ())
         if variant in WEIGHTS:

@@ -15,7 +15,10 @@ from .. import checkpoint
 from ..runs import MetricsFile
 from .resume import Place, Resume, place_now
 
-MONITORED = {"val/top1": "max", "val/map": "max", "val/loss": "min"}  # the first that is logged is `auto`
+MONITORED = {  # the first that is logged is `auto`
+    "val/top1": "max", "val/mask_map": "max", "val/map": "max", "val/miou": "max", "val/pq": "max", "val/exact": "max",
+    "val/loss": "min",
+}  # fmt: skip
 
 
 class PlainFiles(CheckpointIO):
@@ -41,8 +44,9 @@ class Checkpoints(Checkpoint):
     """last.ckpt every `every_n_steps` optimiser steps (0: never) and after every epoch; best.ckpt where `monitor` is
     best.
 
-    `monitor: auto` is the first of val/top1, val/map and val/loss that the run logs; null keeps no best.ckpt. `mode`
-    is min or max; null stands for min where the name ends in "loss", else max.
+    `monitor: auto` is the first of val/top1, val/mask_map, val/map, val/miou, val/pq, val/exact and val/loss that the
+    run logs; null keeps no best.ckpt. `mode` is min or max; null stands for min where the name ends in "loss", else
+    max.
     """
 
     def __init__(self, every_n_steps: int = 500, monitor: str | None = "auto", mode: str | None = None):

@@ -12,7 +12,8 @@ from ..runs import read_metrics
 from ..tables import write_whole
 
 TRAIN, VAL, OTHER, INK, FAINT = "#3b6fb6", "#d9772b", "#7a9a3a", "#333333", "#8a8a8a"
-SHARES = ("top1", "top5", "map", "f1")  # shown as per cent
+SHARES = ("top1", "top5", "map", "map50", "mask_map50", "miou", "macc", "f1")  # shown as per cent
+COLOURS = (VAL, OTHER, TRAIN, VAL, OTHER, VAL, OTHER, OTHER)
 
 
 def draw_curves(
@@ -64,7 +65,7 @@ def _losses(rows):
 
 def _shares(rows):
     lines = []
-    for key, colour in zip(SHARES, (VAL, OTHER, TRAIN, OTHER), strict=True):
+    for key, colour in zip(SHARES, COLOURS, strict=True):
         steps, values = series(rows, f"val/{key}")
         if len(steps):
             lines.append((steps, 100 * values, f"validation {key}", colour, ".1f", max))

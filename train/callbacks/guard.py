@@ -74,10 +74,14 @@ class Guard(L.Callback):
 
 
 def gradient_norm(optimizer: Optimizer) -> Tensor:
-    """The norm of all gradients, in float32; nan or infinite where one of them is."""
+    """The norm of all gradients, in float32, over all processes; nan or infinite where one of them is."""
     grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     grads = [g.coalesce().values() if g.is_sparse else g for g in grads]
-    return torch.stack([n.float() for n in torch._foreach_norm(grads)]).norm() if grads else torch.zeros(())
+    parts = [g for g in grads if hasattr(g, "full_tensor")]  # FSDP's
+    whole = [g for g in grads if not hasattr(g, "full_tensor")]
+    norms = [torch.stack([n.float() for n in torch._foreach_norm(some)]).norm() for some in (whole, parts) if some]
+    norms = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def finite(x: Tensor) -> bool:
@@ -102,13 +106,17 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors([getattr(value, name) for name in value.__dataclass_fields__])
 
 
+def first_of(batch: Any) -> Any:
+    """The images of a batch, of several views the first."""
+    while isinstance(batch, (tuple, list)):
+        batch = batch[0]
+    return batch
+
+
 def first_bad_layer(module: L.LightningModule, batch: Any) -> str:
     """Goes forward once more with a hook on every layer. Random parts (dropout, mixing) draw anew, so nothing may be
     found.
     """
-    image = batch
-    while isinstance(image, (tuple, list)):  # the first of several views
-        image = image[0]
     if any(not finite(x) for x in tensors(batch)):
         return "the batch holds bad numbers already"
     network = getattr(module, "model", module)
@@ -125,7 +133,8 @@ def first_bad_layer(module: L.LightningModule, batch: Any) -> str:
     hooks = [look(name, layer) for name, layer in network.named_modules() if name and not any(layer.children())]
     try:
         with torch.no_grad():
-            output = network(image)
+            again = getattr(module, "run_again", None)  # of a module whose network takes more than images
+            output = network(first_of(batch)) if again is None else again(batch)
     finally:
         for hook in hooks:
             hook.remove()

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.optim import Optimizer
 
-from ...vision.adapters import adapter_of, in_words
+from ...vision.adapters import adapter_of, host, in_words
 from ..learning import outside_heads, summary
 
 log = logging.getLogger("patchloom.train")
@@ -30,7 +30,7 @@ class Learning(L.Callback):
         model = getattr(module, "model", module)
         if self.steps >= LOOKED_AT or (adapter := adapter_of(model)) is None:
             return
-        own = outside_heads(model)
+        own = outside_heads(host(model))
         self.steps += 1
         self.moved |= {name for name, p in own.items() if p.grad is not None and bool(torch.count_nonzero(p.grad))}
         if self.steps < LOOKED_AT or not (still := [name for name in own if name not in self.moved]):

@@ -9,12 +9,14 @@ from torch import Tensor, nn
 
 from ..runs import MetricsFile
 from .curves import draw_curves
+from .pairs import Pairs, draw_pairs
 from .sheet import Collection, draw_sheet
 
 
 class Pictures(L.Callback):
     """curves.png at the end of `fit`, and after an epoch where a minute has passed and drawing costs under 1% of the
-    time; predictions.png of `test` or `validate`, with `predictions` right and as many wrong images (0: none).
+    time; predictions.png of `test` or `validate`, with `predictions` right and as many wrong images (0: none), or of
+    detectors and segmenters the first `predictions` pictures, truth beside prediction.
 
     The answers are those that the module's own forward gives while it is judged: nothing is computed twice.
     """
@@ -25,6 +27,7 @@ class Pictures(L.Callback):
         self.curves, self.predictions = curves, predictions
         self.drawn, self.cost = time.monotonic(), 0.6
         self.collection: Collection | None = None
+        self.pairs: Pairs | None = None
         self.logits: Tensor | None = None
         self.sheet: Path | None = None
 
@@ -52,7 +55,9 @@ class Pictures(L.Callback):
 
     def _begin(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         wanted = self.predictions and trainer.is_global_zero and trainer.state.fn != "fit"
-        if wanted and getattr(module, "classes", None) and getattr(module, "preprocessing", None):
+        if wanted and hasattr(module, "pictured"):
+            self.pairs = Pairs(self.predictions)
+        elif wanted and getattr(module, "classes", None) and getattr(module, "preprocessing", None):
             names = getattr(trainer.datamodule, "names", None) or module.classes
             self.collection = Collection(
                 names if len(names) == len(module.classes) else module.classes, self.predictions
@@ -66,21 +71,27 @@ class Pictures(L.Callback):
         if self.collection is not None and self.logits is not None:
             self.collection.add(batch[0], self.logits, batch[1])
             self.logits = None
+        if self.pairs is not None and not self.pairs.full:
+            self.pairs.add(module.pictured(batch, outputs))
 
     def _end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
             return
         folder = trainer.log_dir or trainer.default_root_dir  # all processes ask: the first tells the others
         collection, self.collection = self.collection, None
+        pairs, self.pairs = self.pairs, None
+        what = "test" if trainer.state.fn == "test" else "validation"
+        recipe = f"  ·  {module.recipe}" if getattr(module, "recipe", "") else ""
+        if pairs is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            title = f"the first {len(pairs.pairs)} {what} pictures{recipe}"
+            self.sheet = draw_pairs(pairs.pairs, Path(folder) / "predictions.png", title, module.classes)
         if collection is None:
             return
         self.handle.remove()
         Path(folder).mkdir(parents=True, exist_ok=True)
         share = collection.correct / max(collection.seen, 1)
-        what = "test" if trainer.state.fn == "test" else "validation"
-        title = f"{share:.1%} of {collection.seen:,} {what} images right" + (
-            f"  ·  {module.recipe}" if getattr(module, "recipe", "") else ""
-        )
+        title = f"{share:.1%} of {collection.seen:,} {what} images right{recipe}"
         self.sheet = draw_sheet(collection, module.preprocessing, Path(folder) / "predictions.png", title)
 
     on_test_start = on_validation_start = _begin

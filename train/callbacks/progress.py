@@ -13,6 +13,8 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Live
 from rich.text import Text
 
+from ..begin import is_list_of_images
+
 STAGES = {
     "train": "training",
     "validate": "validating",
@@ -30,12 +32,21 @@ def clock(seconds: float) -> str:
 
 
 def images_in(batch: Any) -> int:
-    """Length of the first tensor in a batch."""
+    """Length of the first tensor in a batch, or of the list there of images of many sizes, or of tuples of images."""
     if isinstance(batch, torch.Tensor):
         return len(batch)
+    if isinstance(batch, (list, tuple)) and batch and are_tuples_of_images(batch[0]):
+        return len(batch[0])
     if isinstance(batch, Mapping):
         batch = list(batch.values())
+    if isinstance(batch, (list, tuple)) and batch and is_list_of_images(batch[0]):
+        return len(batch[0])
     return images_in(batch[0]) if isinstance(batch, (list, tuple)) and batch else 0
+
+
+def are_tuples_of_images(value: Any) -> bool:
+    """Whether it is what a batch of dialogues begins with."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, tuple) and is_list_of_images(v) for v in value)
 
 
 class Meter:

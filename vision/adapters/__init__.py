@@ -14,57 +14,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..spelling import in_words as spelt_in
-from ..spelling import spelt
+from .named import ADAPTERS as ADAPTERS
+from .named import adapter as adapter
+from .named import from_words as from_words
+from .named import in_words as in_words
 
-ADAPTERS = {  # spelling -> module and dataclass
-    "probe": ("probe", "Probe"),
-    "lora": ("lora", "Lora"),
-    "rslora": ("lora", "RsLora"),
-    "dora": ("lora", "Dora"),
-    "pissa": ("lora", "Pissa"),
-    "olora": ("lora", "Olora"),
-    "corda": ("lora", "Corda"),
-    "eva": ("lora", "Eva"),
-    "adalora": ("lora", "AdaLora"),
-    "vera": ("lora_kin", "Vera"),
-    "ia3": ("lora_kin", "Ia3"),
-    "oft": ("lora_kin", "Oft"),
-    "boft": ("lora_kin", "Boft"),
-    "loha": ("lora_kin", "LoHa"),
-    "lokr": ("lora_kin", "LoKr"),
-    "hra": ("lora_kin", "Hra"),
-    "ln_tuning": ("lora_kin", "LnTuning"),
-    "fourierft": ("lora_kin", "FourierFt"),
-    "delora": ("lora_kin", "DeLora"),
-    "road": ("lora_kin", "Road"),
-    "miss": ("lora_kin", "Miss"),
-    "vpt": ("prompts", "Vpt"),
-    "prefix": ("prefix", "Prefix"),
-    "ntk": ("ntk", "Ntk"),
-    "houlsby": ("bottleneck", "Houlsby"),
-    "pfeiffer": ("bottleneck", "Pfeiffer"),
-    "parallel": ("bottleneck", "Parallel"),
-    "adaptformer": ("bottleneck", "AdaptFormer"),
-    "conformer": ("convolutional", "Conformer"),
-    "convpass": ("convolutional", "Convpass"),
-    "soft_moa": ("mixture", "SoftMoa"),
-    "dense_moa": ("mixture", "DenseMoa"),
-    "compacter": ("compacter", "Compacter"),
-    "low_rank": ("compacter", "LowRankAdapter"),
-    "hyperformer": ("hyperformer", "HyperFormer"),
-    "polyhistor": ("polyhistor", "Polyhistor"),
-    "polyhistor_lite": ("polyhistor", "PolyhistorLite"),
-    "vl_adapter": ("controllers", "VlAdapter"),
-    "vl_lora": ("controllers", "VlLora"),
-    "hst": ("side", "Hst"),
-    "diffscaler": ("affine", "DiffScaler"),
-    "ssf": ("affine", "ScaleShift"),
-    "bias": ("partial", "BiasTuning"),
-    "norm": ("partial", "NormTuning"),
-    "s2ft": ("s2ft", "S2FT"),
-}
-HEADS = ("head", "head_dist", "head_patches", "norms")  # what a model has behind its trunk, and each adapter for itself
+# what a model has behind its trunk (a denoiser: of its data's classes), and each adapter for itself
+HEADS = ("head", "head_dist", "head_patches", "norms", "labels")
 
 
 class AdapterError(ValueError):
@@ -141,9 +97,19 @@ class Book:
     merged: bool = False
 
 
+def host(model: nn.Module) -> nn.Module:
+    """What of a model takes adapters: the backbone below a dense head (`pyramid` or `backbone`), the language model of
+    a vision-language one (`decoder`), else itself."""
+    for name in () if hasattr(model, "adapters") else ("pyramid", "backbone", "decoder", "language"):
+        below = getattr(model, name, None)
+        if isinstance(below, nn.Module) and hasattr(found := host(below), "adapters"):
+            return found
+    return model
+
+
 def book(model: nn.Module) -> Book | None:
-    """What the model remembers of its adapters; None where it has none."""
-    return getattr(model, "adapters", None)
+    """What the model remembers of its adapters, or of those of the backbone in it; None where it has none."""
+    return getattr(host(model), "adapters", None)
 
 
 def adapter_of(model: nn.Module) -> Adapter | None:
@@ -160,7 +126,7 @@ def adapt(model: nn.Module, adapter: Adapter, name: str = "default") -> Callable
     """
     if not hasattr(model, "adapters"):
         raise AdapterError(
-            f"{type(model).__name__} is no model of this suite: adapters go into a Classifier or Pyramid"
+            f"{type(model).__name__} is no model of this suite: adapters go into a Classifier, Pyramid or Denoiser"
         )
     if (there := book(model)) is not None and name in there.fitted:
         taken = in_words(there.fitted[name].adapter)
@@ -246,6 +212,7 @@ def settle(model: nn.Module) -> None:
     """Puts the frozen trunk into evaluation mode, whatever mode the model is in; what is before the head acts on."""
     if (there := book(model)) is None:
         return
+    model = host(model)
     kept = (model, getattr(model, "head_drop", None))
     for module in there.trunk:
         if not any(module is k for k in kept):
@@ -337,26 +304,3 @@ def counts(model: nn.Module) -> tuple[int, int]:
     """(parameters that learn, all parameters)."""
     every = list(model.parameters())
     return sum(p.numel() for p in every if p.requires_grad), sum(p.numel() for p in every)
-
-
-def adapter(text: str) -> Adapter:
-    """`"lora:r=8"` -> `Lora(r=8)`: a name, and options `key=value` between commas behind a colon (vision/spelling)."""
-    return spelt(text, ADAPTERS, __name__, "adapter")  # type: ignore[no-any-return]
-
-
-def from_words(chosen: Any) -> Adapter:
-    """The adapter that is meant: itself, its spelling, or class_path and init_args, as YAML has it."""
-    if isinstance(chosen, str):
-        return adapter(chosen)
-    if isinstance(chosen, Mapping):
-        from ..parts import unplain
-
-        chosen = unplain(chosen)
-    if not hasattr(chosen, "place"):
-        raise ValueError(f"adapter {chosen!r}: a spelling (lora:r=8) or one of vision/adapters is wanted")
-    return chosen  # type: ignore[no-any-return]
-
-
-def in_words(chosen: Adapter) -> str:
-    """`Lora(r=8)` -> `"lora:r=8"`, without what is as by default."""
-    return spelt_in(chosen, ADAPTERS, __name__)

@@ -7,10 +7,10 @@ single tokens: the stream gets that directly.
 Shapes: B images, N tokens, C channels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ Act = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 Where = Literal["mixer", "ffn", "both"]
 Norms = Literal["none", "in", "out", "both"]
 Scale = float | Literal["learned"]
-ACTS: dict[str, Callable[[], nn.Module]] = {**ACTIVATIONS, "gelu_tanh": partial(nn.GELU, approximate="tanh")}
+ACTS = ACTIVATIONS
 
 
 class Added(nn.Module):
@@ -69,6 +69,33 @@ class AroundFfn(Added):
         return then(t.x, normed, lambda f: f + self.said(t, f))
 
 
+class Sublayer(NamedTuple):
+    """A branch of a block of a foreign model, as paths in it: the linear layer that ends it, and its norm."""
+
+    end: str
+    kind: Literal["mixer", "ffn"]
+    norm: str
+    dim: int
+
+
+class Behind(nn.Module):
+    """y + what is said of y = base(x), the end of a branch of a foreign model; its `tasks` say which task is on."""
+
+    def __init__(self, base: nn.Module, adapter: OnBranch, model: nn.Module):
+        super().__init__()
+        self.base, self.adapter, self.model = base, adapter, (model,)
+
+    @property
+    def weight(self) -> Tensor:
+        """Of the layer, whose type T5 asks for."""
+        return self.base.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        tasks = getattr(self.model[0], "tasks", None)
+        return self.adapter(Tokens(y, None, task=None if tasks is None else tasks.chosen), y)  # type: ignore[no-any-return]
+
+
 def blocks_of(model: nn.Module, adapter: object) -> list[Host]:
     """The blocks that an adapter can be put into; at least one."""
     if not (hosts := hosts_of(model)):
@@ -110,6 +137,8 @@ class Beside:
         return self.puts(model, self.body)
 
     def puts(self, model: nn.Module, body: Callable[[Host], nn.Module]) -> list[Put]:
+        if callable(own := getattr(model, "sublayers", None)):
+            return self.behind(model, own(), body)
         puts: list[Put] = []
         for host in blocks_of(model, self):
             behind_mlp = [s for s in ("around_ffn", "on_ffn") if s in host.block.seams]
@@ -120,6 +149,23 @@ class Beside:
             elif self.where != "mixer" and behind_mlp:
                 puts.append(Put(host.name, "on_ffn", OnBranch(host.dim, body(host), self)))
         return [*puts, *norms_below(model)] if self.norms else puts
+
+    def behind(self, model: nn.Module, found: Sequence[Sublayer], body: Callable[[Host], nn.Module]) -> list[Put]:
+        """The same for a model whose blocks have no seams, but say where their branches end."""
+        if self.parallel:
+            raise AdapterError(f"{type(model).__name__}: its branches say where they end and not where they begin, so "
+                               "parallel=false is wanted")  # fmt: skip
+        puts: list[Put] = []
+        for i, s in enumerate(found):
+            if self.where in (s.kind, "both"):
+                end = model.get_submodule(s.end)
+                host = Host(s.end, end, 0, i, len(found), i, s.dim)  # type: ignore[arg-type]  # a layer of theirs
+                owner, _, name = s.end.rpartition(".")
+                puts.append(Put(owner, name, Behind(end, OnBranch(s.dim, body(host), self), model)))
+            if self.norms:
+                owner, _, name = s.norm.rpartition(".")
+                puts.append(Put(owner, name, deepcopy(model.get_submodule(s.norm)).requires_grad_(True)))
+        return puts
 
     def narrow(self, host: Host, width: int | None, reduction: float) -> int:
         """The channels of a bottleneck in a block: `width`, or the block's over `reduction`."""

@@ -75,11 +75,12 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str], *, classes: S
     adapter, folder = adapter_of(model), Path(folder)
     if adapter is None:
         raise AdapterError(f"no adapter of the model is on, so there is none to save in {folder}")
-    theirs = as_peft(model, adapter)
+    theirs, made = as_peft(model, adapter), getattr(model, "arguments", {})
+    made = {key: plain(value) for key, value in (made() if callable(made) else made).items()}
     tensors = own_state(model) if theirs is None else theirs[1]
     card = Card(
         plain(adapter), in_words(adapter), name_of(model), trunk or digest(model),
-        dict(getattr(model, "arguments", {})), getattr(model, "num_classes", None), list(classes),
+        made, getattr(model, "num_classes", None), list(classes),
         dict(preprocessing or {}), sum(t.numel() for t in tensors.values()), theirs is not None,
     )  # fmt: skip
     config = asdict(card) if theirs is None else theirs[0]

@@ -101,12 +101,19 @@ def preset(model: nn.Module, word: str, offered: Sequence[Target]) -> list[Targe
     offered = [t for t in offered if not isinstance(t.layer, nn.Conv2d) or is_linear(t.layer)]
     if word == "all":
         return offered
-    hosts = hosts_of(model)
-    mixers = tuple(f"{h.name}.mixer." for h in hosts if h.mixer is not None)
-    blocks = tuple(f"{h.name}." for h in hosts)
+    mixers, blocks = rooms(model)
     inside = [t for t in offered if t.path.startswith(mixers)]
     rest = [t for t in offered if t.path.startswith(blocks) and not t.path.startswith(mixers)]
     return rest if word == "mlps" or (word == "" and not inside) else inside
+
+
+def rooms(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The paths, a dot behind each, of mixers and of the blocks that they are in. A model whose blocks are not of this
+    suite (a language model's) says so itself."""
+    if callable(own := getattr(model, "rooms", None)):
+        return own()  # type: ignore[no-any-return]
+    hosts = hosts_of(model)
+    return tuple(f"{h.name}.mixer." for h in hosts if h.mixer is not None), tuple(f"{h.name}." for h in hosts)
 
 
 def is_linear(conv: nn.Conv2d) -> bool:

@@ -197,9 +197,10 @@ def compare_random(layers: Mapping[str, Any], state: dict[str, Tensor]) -> None:
 
 def fill_heads(model: nn.Module, heads: Mapping[str, Tensor]) -> None:
     """The heads of the adapter that is on; a file without any leaves them as the model's own were."""
-    weight = heads.get("head.weight")
-    if weight is not None and hasattr(model, "reset_classifier") and weight.shape[0] != model.num_classes:
-        model.reset_classifier(weight.shape[0])  # type: ignore[operator]
+    rows = {"head.weight": 0, "labels.table.weight": int(getattr(model, "has_null", False))}  # those that are no class
+    for name, others in rows.items():
+        if name in heads and hasattr(model, "reset_classifier") and len(heads[name]) - others != model.num_classes:
+            model.reset_classifier(len(heads[name]) - others)  # type: ignore[operator]
     own = {n: t for n, t in own_state(model).items() if n.split(".")[0] in HEADS}
     if heads:
         differ(set(own), set(heads))

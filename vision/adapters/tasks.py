@@ -65,7 +65,9 @@ class ForTask(nn.Module):
 
 
 def marks(model: nn.Module, tasks: Sequence[str], shared: nn.Module | None = None) -> Put:
-    """The `Tasks` of this adapter, where the model's backbone wants them."""
+    """The `Tasks` of this adapter, where the model or its backbone wants them."""
+    if "tasks" in getattr(model, "seams", ()):
+        return Put("", "tasks", Tasks(tasks, shared))
     paths = [name for name, m in model.named_modules() if isinstance(m, Backbone)]
     if len(paths) != 1:
         raise AdapterError(f"{type(model).__name__} has {len(paths)} backbones; an adapter with tasks takes one")

@@ -43,14 +43,18 @@ class Anchors(AnchorGenerator):  # type: ignore[misc]
 
 class RegionPool(MultiScaleRoIAlign):  # type: ignore[misc]
     """Maps by name, boxes of each image -> (n C size size) of all boxes, each from the map on which a box of 224 x 224
-    would be at stride 16 (FPN's equation 1), computed in float32; the first `len(strides)` maps are pooled."""
+    would be at stride 16 (FPN's equation 1), computed in float32; the first `len(strides)` maps are pooled.
 
-    def __init__(self, strides: Sequence[float], size: int):
+    channels_last: how the result lies in memory, for convolutions behind it (faster ones, on CPUs too).
+    """
+
+    def __init__(self, strides: Sequence[float], size: int, channels_last: bool = False):
         super().__init__([str(i) for i in range(len(strides))], size, 2)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.scales = [1 / s for s in strides]
         self.map_levels = LevelMapper(0, len(strides) - 1, canonical_level=math.log2(16 / strides[0]))
 
     def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
         own = {name: x[name].float() for name in self.featmap_names}
         pooled: Tensor = super().forward(own, boxes, image_shapes)
-        return pooled.to(x["0"].dtype)
+        return pooled.to(x["0"].dtype, memory_format=self.layout)

@@ -126,6 +126,7 @@ class CascadeRCNN(FasterRCNN):
                  score: float = 0.05, iou: float = 0.5, limit: int = 100):  # fmt: skip
         super().__init__(backbone, classes, dim, hidden, score=score, iou=iou, limit=limit)
         self.masks, maps = masks, self.backbone
+        self.settings["masks"] = masks
         self.roi_heads = CascadeHeads([
             RoIHeads(RegionPool(maps.strides[: maps.own], 7), TwoMLPHead(dim * 7 * 7, hidden),
                      OneBoxPredictor(hidden, classes), overlap, overlap, 512, 0.25, code, score, iou, limit,

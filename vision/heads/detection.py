@@ -42,11 +42,15 @@ class OnPyramid:
     backbone: Necked
     training: bool
 
-    def describe(self, pyramid: nn.Module, classes: int) -> None:
+    def describe(self, pyramid: nn.Module, classes: int, **settings: Any) -> None:
         """Behind torchvision's constructor: the way in, and what the model says of itself."""
-        self.transform, self.classes = Padded(self.backbone.multiple), classes
+        self.transform, self.classes, self.settings = Padded(self.backbone.multiple), classes, settings
         self.name, self.family = getattr(pyramid, "name", None), getattr(pyramid, "family", None)
         self.default_cfg: dict[str, Any] = {**getattr(pyramid, "default_cfg", {}), **SIZES}
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        return {"backbone": self.pyramid, "classes": self.classes, **self.settings}
 
     @property
     def pyramid(self) -> nn.Module:
@@ -97,7 +101,7 @@ class RetinaNet(OnPyramid, FromZero, TorchvisionRetinaNet):  # type: ignore[misc
         head = AnchoredHead(dim, len(OCTAVES) * len(RATIOS), checked_classes(classes))
         super().__init__(maps, classes, anchor_generator=anchors, head=head, score_thresh=score, nms_thresh=iou,
                          detections_per_img=limit)  # fmt: skip
-        self.describe(backbone, classes)
+        self.describe(backbone, classes, dim=dim, score=score, iou=iou, limit=limit)
 
 
 class FCOS(OnPyramid, FromZero, TorchvisionFCOS):  # type: ignore[misc]
@@ -113,7 +117,7 @@ class FCOS(OnPyramid, FromZero, TorchvisionFCOS):  # type: ignore[misc]
         head = CentredHead(dim, 1, checked_classes(classes))
         super().__init__(maps, classes, anchor_generator=anchors, head=head, score_thresh=score, nms_thresh=iou,
                          detections_per_img=limit)  # fmt: skip
-        self.describe(backbone, classes)
+        self.describe(backbone, classes, dim=dim, score=score, iou=iou, limit=limit)
 
 
 class FasterRCNN(OnPyramid, TorchvisionFasterRCNN):  # type: ignore[misc]
@@ -132,7 +136,7 @@ class FasterRCNN(OnPyramid, TorchvisionFasterRCNN):  # type: ignore[misc]
             box_predictor=BoxPredictor(hidden, checked_classes(classes) + 1),
             box_score_thresh=score, box_nms_thresh=iou, box_detections_per_img=limit,
         )  # fmt: skip
-        self.describe(backbone, classes)
+        self.describe(backbone, classes, dim=dim, hidden=hidden, score=score, iou=iou, limit=limit)
 
 
 class MaskRCNN(FasterRCNN):
@@ -150,7 +154,7 @@ class MaskRCNN(FasterRCNN):
 def mask_parts(maps: Necked, dim: int, classes: int) -> Mapping[str, nn.Module]:
     """The mask branch, by the names of torchvision's `RoIHeads`."""
     return {
-        "mask_roi_pool": RegionPool(maps.strides[: maps.own], 14),
+        "mask_roi_pool": RegionPool(maps.strides[: maps.own], 14, channels_last=True),
         "mask_head": MaskRCNNHeads(dim, (dim,) * 4, 1),
         "mask_predictor": MaskPredictor(dim, dim, classes + 1),
     }

@@ -3,7 +3,7 @@ backbones and names of the published networks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -53,6 +53,7 @@ class KMax(nn.Module):
         super().__init__()
         channels, strides = described(backbone)
         self.backbone, self.classes, self.stride, self.odd = backbone, classes, max(strides), odd
+        self.settings = {"queries": queries, "levels": tuple(levels), "semantic": semantic, "drop_path": drop_path}
         self.pixel_decoder = KMaxPixelDecoder(channels, levels, drop_path)
         widths = self.pixel_decoder.channels
         self.decoder = KMaxDecoder(widths[:3], widths[-1], classes, queries, drop_path=drop_path)
@@ -66,6 +67,10 @@ class KMax(nn.Module):
         layers = self.decoder(self.pixel_decoder(maps))
         semantic = self.semantic(maps) if self.training and self.semantic is not None else None
         return KMaxPredictions(layers, semantic, hw(image), sizes)
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        return {"backbone": self.backbone, "classes": self.classes, "odd": self.odd, **self.settings}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In the backbone."""

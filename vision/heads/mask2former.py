@@ -3,6 +3,7 @@ pyramid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,8 @@ class Mask2Former(nn.Module):
         super().__init__()
         channels, strides = described(backbone)
         self.backbone, self.classes, self.stride = backbone, classes, max(strides)
+        self.settings = {"queries": queries, "dim": dim, "heads": heads, "encoder_depth": encoder_depth,
+                         "decoder_depth": decoder_depth}  # fmt: skip
         self.pixel_decoder = PixelDecoder(channels, dim, encoder_depth, 4 * dim, heads)
         levels = len(self.pixel_decoder.input_proj)
         self.decoder = MaskedDecoder(classes, queries, dim, decoder_depth, 8 * dim, heads, levels)
@@ -50,6 +53,10 @@ class Mask2Former(nn.Module):
         image, sizes = batched(images, self.stride)
         decoded = self.pixel_decoder(self.backbone(image), depth)
         return Predictions(self.decoder(decoded, every=self.training), hw(image), sizes)
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        return {"backbone": self.backbone, "classes": self.classes, **self.settings}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In the backbone."""
@@ -79,7 +86,7 @@ def described(backbone: nn.Module) -> tuple[list[int], list[int]]:
 
 
 def hw(image: Tensor) -> tuple[int, int]:
-    return int(image.shape[-2]), int(image.shape[-1])
+    return image.shape[-2], image.shape[-1]
 
 
 def batched(

@@ -7,15 +7,17 @@ Shapes: B images (B 3 H W), K classes, maps (B C_i H_i W_i) from fine to coarse.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import missing
+from ..position import same
 from .conv_norm import ConvNorm
 from .fpn import FPN
-from .mask2former import batched, described, embedded, hw
+from .mask2former import described, embedded, hw
 from .multi_level import MultiLevel, in_one_stride
 from .pixel_decoder import ConvGroupNorm
 from .slide import Slide
@@ -33,7 +35,7 @@ def conv_relu(dim: int, out: int, kernel: int, norm: Norm) -> nn.Module:
 
 
 def resize(m: Tensor, size: tuple[int, int]) -> Tensor:
-    return m if hw(m) == size else F.interpolate(m, size, mode="bilinear", align_corners=False)
+    return m if same(hw(m), size) else F.interpolate(m, size, mode="bilinear", align_corners=False)
 
 
 class Classify(nn.Module):
@@ -176,6 +178,7 @@ class Segmenter(nn.Module):
         if not channels or list(strides) != sorted(strides):
             raise ValueError(f"maps from fine to coarse are wanted; {type(backbone).__name__} gives strides {strides}")
         self.backbone, self.classes, self.stride, self.slide = backbone, classes, max(strides), slide
+        self.settings: dict[str, Any] = {"norm": norm}
         self.channels = channels
         self.strides: Sequence[float] = strides  # of the maps that heads see
         self.neck: nn.Module = nn.Identity()
@@ -203,8 +206,9 @@ class Segmenter(nn.Module):
 
     def maps(self, image: Tensor) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
         """What heads see, and how logits of a map become those of the image."""
-        padded, _ = batched(image, self.stride)
-        (h, w), size = hw(image), hw(padded)
+        h, w = hw(image)
+        padded = F.pad(image, (0, missing(w, self.stride), 0, missing(h, self.stride)))
+        size = hw(padded)
         maps = self.backbone(padded)
         if (got := [m.shape[1] for m in maps]) != self.channels:
             raise ValueError(
@@ -212,6 +216,10 @@ class Segmenter(nn.Module):
                 "them goes into the backbone before the head is made"
             )
         return self.neck(maps), lambda logits: resize(logits, size)[..., :h, :w]
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        return {"backbone": self.backbone, "classes": self.classes, **self.settings, "slide": self.slide}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In the backbone."""
@@ -243,6 +251,7 @@ class UPerNet(Segmenter):
         super().__init__(backbone, classes, norm, slide)
         if not pools or min(pools) < 1:
             raise ValueError(f"pools {tuple(pools)}: numbers of regions a side are wanted, each at least 1")
+        self.settings |= {"width": width, "pools": tuple(pools), "auxiliary": auxiliary, "dropout": dropout}
         self.head = UPerNetHead(self.channels, classes, width, pools, dropout, norm)
         if auxiliary is not None:
             self.auxiliary = FcnHead(self.channels, classes, auxiliary, dropout, norm)
@@ -257,5 +266,6 @@ class SemanticFpn(Segmenter):
         norm: Norm = "group", slide: Slide | None = None,
     ):  # fmt: skip
         super().__init__(backbone, classes, norm, slide)
+        self.settings |= {"width": width, "out": out, "dropout": dropout}
         self.head = SemanticFpnHead(self.channels, self.strides, classes, width, out, dropout, norm)
         self.initialise()

@@ -21,6 +21,7 @@ from ..pyramid import Pyramid
 from ..weights import Report
 from ..zoo import create_model, resolve
 from .loading import attempt
+from .mask2former import embedded
 from .yolo_loss import Places, YoloLoss
 from .yolo_neck import PathAggregation
 
@@ -85,7 +86,7 @@ class Yolo(nn.Module):
             )
         if classes < 1:
             raise ValueError(f"classes {classes}: a detector tells at least 1 apart")
-        self.backbone, self.neck = backbone, PathAggregation(channels, repeats)
+        self.backbone, self.neck, self.repeats = backbone, PathAggregation(channels, repeats), repeats
         self.branches = DecoupledHead(channels, strides, classes, bins)
         initialise(self.neck)
         self.loss, self.score, self.iou, self.limit = loss or YoloLoss(), score, iou, limit
@@ -102,6 +103,19 @@ class Yolo(nn.Module):
             return self.loss(places, cast(Sequence[Mapping[str, Tensor]], targets))
         pairs = zip(places.boxes, places.scores.float().sigmoid(), sizes, strict=True)
         return [self.chosen(boxes, scores, size) for boxes, scores, size in pairs]
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made of, by the names of the constructor."""
+        names = ("backbone", "classes", "repeats", "loss", "score", "iou", "limit")
+        return {**{name: getattr(self, name) for name in names}, "bins": self.branches.bins}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """In the backbone."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """The names of what the backbone does not want decayed."""
+        return embedded(self.backbone)
 
     def raw(self, image: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What the head says on each map: (B H W 4*S) and (B H W K)."""

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
+from ...kernels.policy import attend_policy
 from ..layers import Linear
 from ..tokens import Probe, Tokens
 
 
 class SelfAttention(nn.Module):
-    """softmax(q k' / sqrt(d)) v over all tokens; a token that stands for n patches counts n times."""
+    """softmax(q k' / sqrt(d)) v over all tokens; a token that stands for n patches counts n times, one that is
+    only masked (`Tokens.policy`) for nobody but itself."""
 
     needs_grid, projections, entries = False, ("qkv", "proj"), ("qkv",)
     offers: tuple[str, ...] = ("queries", "keys")
@@ -33,6 +35,8 @@ class SelfAttention(nn.Module):
         bias = None if t.size is None else t.size.log()[:, None, None, :, 0]
         if self.attending is not None:
             y = self.attending(q, k, v, bias, t)
+        elif t.policy is not None:
+            y = attend_policy(q, k, v, t.policy, bias, dropout=self.dropout if self.training else 0.0)
         else:
             y = attend(q, k, v, bias, dropout=self.dropout if self.training else 0.0)
         return self.proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # B N C

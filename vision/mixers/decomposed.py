@@ -2,13 +2,15 @@
 map or inside windows, as in ViTDet and Segment Anything (https://arxiv.org/abs/2304.02643)."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import always, missing
+from ...kernels.sizes import table as of_sizes
 from ...kernels.windows import unwindow, windows
 from ..layers import Linear
 from ..spec import Spec
@@ -44,7 +46,7 @@ class DecomposedAttention(nn.Module):
         if self.size is None:
             return self.proj(self.attend(t.patches(), (h, w), t))  # type: ignore[no-any-return]
         s = self.size if t.window is None else t.window
-        m = F.pad(m, (0, 0, 0, -w % s, 0, -h % s))
+        m = F.pad(m, (0, 0, 0, missing(w, s), 0, missing(h, s)))
         y = unwindow(self.proj(self.attend(windows(m, s), (s, s), t)), m.shape[1], m.shape[2], s)
         return y[:, :h, :w].flatten(1, 2)
 
@@ -72,20 +74,19 @@ class DecomposedAttention(nn.Module):
 
 def fitted(table: Tensor, n: int) -> Tensor:
     """A table of offsets along one side, (L d), interpolated to a side of n: (2n-1 d)."""
-    if table.shape[0] == 2 * n - 1:
+    if always(table.shape[0] == 2 * n - 1):
         return table
     return F.interpolate(table.mT[None].float(), 2 * n - 1, mode="linear")[0].mT.to(table.dtype)
 
 
 def of_pairs(table: Tensor, n: int) -> Tensor:
     """(n n d): the row of each pair's offset, query minus key."""
-    return fitted(table, n)[torch.from_numpy(offsets(n))]
+    return fitted(table, n)[of_sizes(offsets, n)]
 
 
-@lru_cache(maxsize=64)
-def offsets(n: int) -> np.ndarray:
-    """(n n). Kept in numpy: see mixers/window.py."""
-    return np.arange(n)[:, None] - np.arange(n)[None] + n - 1
+def offsets(n: int, xp: Any = np) -> Any:
+    """(n n): a number for each pair's offset, from 0 on."""
+    return xp.arange(n)[:, None] - xp.arange(n)[None] + n - 1
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.distance_bias import distance_bias
+from ...kernels.sizes import always, missing
 from ...kernels.windows import attend_beside, attend_windows
 from ..layers import Linear
 from ..norm import Norm
-from ..position import resize
+from ..position import resize, same
 from ..spec import Spec
 from ..tokens import Probe, Tokens
 from .attention import attend_in
@@ -36,13 +37,13 @@ class DistanceBias(nn.Module):
 
     def forward(self, grid: Grid, step: int = 1) -> Tensor:
         """For keys on `grid` and queries on every `step`-th row and column of it."""
-        if grid == self.grid or not self.spread_first:
+        if same(grid, self.grid) or not self.spread_first:
             return distance_bias(self.resized(self.table, self.grid, grid), grid, step)
         n = grid[0] * grid[1]
         return F.interpolate(distance_bias(self.table, self.grid)[None], (n, n), mode="bicubic")[0]
 
     def resized(self, table: Tensor, grid: Grid, to: Grid) -> Tensor:
-        return table if grid == to else resize(table.mT[None], grid, to, antialias=False)[0].mT.contiguous()
+        return table if same(grid, to) else resize(table.mT[None], grid, to, antialias=False)[0].mT.contiguous()
 
     def resample(self, name: str, value: Tensor) -> Tensor | None:
         """A published table of another square grid, resampled to this one; None where it is none."""
@@ -76,15 +77,15 @@ class WindowDistanceAttention(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = t.map()  # B H W C
         (h, w), s = m.shape[1:3], self.size
-        down, right = -h % s, -w % s
-        if down or right:
-            m = F.pad(m, (0, 0, 0, right, 0, down))
+        whole = always(h % s == 0) and always(w % s == 0)
+        if not whole:
+            m = F.pad(m, (0, 0, 0, missing(w, s), 0, missing(h, s)))
         qkv, bias = self.qkv(self.norm(m)), self.bias((s, s))[None]
         if self.attending is None:
             y = attend_windows(qkv, bias, self.heads, s)
         else:
             y, _ = attend_beside(qkv, qkv[:, 0, :0], bias, self.heads, s, partial(self.attending, t=t))
-        if down or right:
+        if not whole:
             y = y[:, :h, :w]
         return self.proj(y.flatten(1, 2))  # type: ignore[no-any-return]
 

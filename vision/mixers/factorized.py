@@ -5,7 +5,7 @@ Shapes: B images, N = H * W tokens, C channels, h heads, L windows of 7 x 7 keys
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
+from ...kernels.sizes import always, is_open, modulo
+from ...kernels.sizes import table as of_sizes
 from ..depthwise import ResidualDepthwise, filtered
 from ..layers import Linear, is_plain
 from ..tokens import Probe, Tokens
@@ -66,13 +68,13 @@ class LocalPath(nn.Module):
     def places(self, m: Tensor) -> Tensor:
         """(B h 49 d)"""
         for axis in (1, 2):
-            if self.dilation > 1 or m.shape[axis] % SIDE:  # else they are all places in their order
-                index = torch.from_numpy(window_places(m.shape[axis], self.dilation))
+            if self.dilation > 1 or not always(m.shape[axis] % SIDE == 0):  # else they are all places in their order
+                index = of_sizes(window_places, m.shape[axis], self.dilation)
                 m = m.index_select(axis, index.to(m.device))
         b, down, right = m.shape[0], m.shape[1] // SIDE, m.shape[2] // SIDE
         m = m.reshape(b, down, SIDE, right, SIDE, self.heads, -1)
         flat = m.permute(0, 5, 2, 4, 1, 3, 6).reshape(b, self.heads, SIDE * SIDE, -1)  # B h 49 L*d
-        return flat if down * right == 1 else flat.view(*flat.shape[:3], -1, down * right).mean(-1)
+        return flat if always(down * right == 1) else flat.view(*flat.shape[:3], -1, down * right).mean(-1)
 
     def fold_(self) -> None:
         """Nothing stands between the two linear layers: they become one."""
@@ -87,15 +89,16 @@ class LocalPath(nn.Module):
         return f"heads={self.heads}, dilation={self.dilation}"
 
 
-@lru_cache(maxsize=256)
-def window_places(side: int, dilation: int) -> np.ndarray:
+def window_places(side: int, dilation: int, xp: Any = np) -> Any:
     """The places of a side that its windows hold, window after window; beyond its end it is reflected to and fro."""
     span = (SIDE - 1) * dilation + 1
-    windows = -(-side // span)
-    place = (np.arange(windows)[:, None] * span + np.arange(SIDE) * dilation).ravel()
-    period = max(1, 2 * (side - 1))
-    place = place % period
-    return np.minimum(place, period - place) if side > 1 else place
+    windows = (side + span - 1) // span
+    place = (xp.arange(windows)[:, None] * span + xp.arange(SIDE) * dilation).reshape(-1)
+    if not is_open(side) and side == 1:
+        return place * 0
+    period = 2 * (side - 1)
+    place = modulo(place, period, xp)
+    return xp.minimum(place, period - place)
 
 
 class FactorizedAttention(nn.Module):

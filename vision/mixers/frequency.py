@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
+from ...kernels.pool import means
 from ..reparam import Branches
 from ..tokens import Probe, Tokens
 
@@ -58,7 +58,7 @@ class LightAttention(nn.Module):
     def reduced(self, m: Tensor) -> Tensor:
         """Means over reduction x reduction places; at the edge over what is there."""
         x = m.permute(0, 3, 1, 2)
-        return F.avg_pool2d(x, self.reduction, ceil_mode=True, count_include_pad=False).permute(0, 2, 3, 1)
+        return means(x, self.reduction).permute(0, 2, 3, 1)
 
 
 class FrequencyMixer(nn.Module):

@@ -6,13 +6,14 @@ K Gaussians, N = H*W places in raster order.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import table as of_sizes
 from ..position import resize_pairs
 from ..spec import Spec
 
@@ -30,10 +31,10 @@ class GaussianMixture(nn.Module):
 
     def forward(self, grid: Grid) -> Tensor:
         wide = torch.promote_types(self.sigma.dtype, torch.float32)
-        log, near = torch.from_numpy(log_distance(*grid)).to(self.sigma.device, wide).unbind(0)  # H W
+        log, near = of_sizes(log_distance, *grid).to(self.sigma.device, wide).unbind(0)  # H W
         power = 1 / (self.sigma.to(wide).square() + 1e-5)
         by_offset = (self.alpha.to(wide) * (power * log).exp()).sum(0) * near  # h H W: few against N N
-        rows, columns = (torch.from_numpy(offsets(n)).to(log.device) for n in grid)
+        rows, columns = (of_sizes(offsets, n).to(log.device) for n in grid)
         h, w = grid
         m = by_offset.index_select(2, columns).index_select(1, rows).view(-1, h, h, w, w)
         return m.transpose(2, 3).reshape(-1, h * w, h * w)
@@ -73,27 +74,25 @@ def beside_special(mask: Tensor, special: tuple[int, ...]) -> Tensor:
     return whole[:, order][:, :, order]
 
 
-@lru_cache(maxsize=64)
-def distance(height: int, width: int) -> np.ndarray:
+def distance(height: int, width: int, xp: Any = np) -> Any:
     """(H W) float32: G of two places that many rows and columns apart. As published in float32 before the root, it has
     few digits from r² = 88 on and is 0 from r² = 104 on, however wide a Gaussian is."""
-    r2 = (np.arange(height)[:, None] ** 2 + np.arange(width) ** 2).astype(np.float64)
-    return np.sqrt(np.exp(-r2).astype(np.float32))
+    r2 = xp.asarray(xp.arange(height)[:, None] ** 2 + xp.arange(width) ** 2, dtype=xp.float64)
+    return xp.sqrt(xp.asarray(xp.exp(-r2), dtype=xp.float32))
 
 
-@lru_cache(maxsize=64)
-def log_distance(height: int, width: int) -> np.ndarray:
+def log_distance(height: int, width: int, xp: Any = np) -> Any:
     """(2 H W): log G where G > 0, else 0; and whether G > 0."""
-    g = distance(height, width).astype(np.float64)
-    return np.stack([np.log(np.where(g > 0, g, 1)), g > 0]).astype(np.float32)
+    g = xp.asarray(distance(height, width, xp), dtype=xp.float64)
+    return xp.asarray(
+        xp.stack([xp.log(xp.where(g > 0, g, 1.0)), xp.asarray(g > 0, dtype=xp.float64)]), dtype=xp.float32
+    )
 
 
-@lru_cache(maxsize=64)
-def offsets(n: int) -> np.ndarray:
+def offsets(n: int, xp: Any = np) -> Any:
     """(n*n): |i - j| for i, j < n."""
-    i = np.arange(n)
-    between: np.ndarray = np.abs(i[:, None] - i)
-    return between.ravel()
+    i = xp.arange(n)
+    return abs(i[:, None] - i).reshape(-1)
 
 
 @dataclass(frozen=True)

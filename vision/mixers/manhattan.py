@@ -5,14 +5,14 @@ Shapes: B images, N = H * W tokens in raster order, C channels, n heads of d = C
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
 from ...kernels.rotary import rotate
+from ...kernels.sizes import table as of_sizes
 from ..depthwise import filtered
 from ..layers import Linear
 from ..tokens import Probe, Tokens
@@ -40,7 +40,7 @@ class ManhattanAttention(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         assert t.grid is not None
         qk, v = self.qk(t.x).unflatten(-1, (2, self.heads, -1)), self.v(t.x)  # B N 2 n d, B N C
-        turns = torch.from_numpy(turns_of(t.x.shape[1], qk.shape[-1])).to(qk.device)[:, None, None]
+        turns = of_sizes(turns_of, t.x.shape[1], qk.shape[-1]).to(qk.device)[:, None, None]
         q, k = rotate(qk, turns).unbind(2)  # B N n d
         if probe is not None:
             probe["keys"] = k.transpose(1, 2)  # B h N d
@@ -70,21 +70,17 @@ class ManhattanAttention(nn.Module):
 
     def penalty(self, side: int, like: Tensor) -> Tensor:
         """(n side side): g |i - j|, in float32."""
-        return torch.from_numpy(penalties(side, self.heads, self.start, self.span)).to(like.device)
+        return of_sizes(penalties, side, self.heads, self.start, self.span).to(like.device)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, start={self.start:g}, span={self.span:g}, decomposed={self.decomposed}"
 
 
-# These tables depend on nothing but sizes; they are kept as numpy arrays for the reasons given in window.py.
-
-
-@lru_cache(maxsize=64)
-def turns_of(count: int, width: int) -> np.ndarray:
+def turns_of(count: int, width: int, xp: Any = np) -> Any:
     """(N d/2 2): cosine and sine of the place times each pair's angle, rounded to float32 as the authors' are: a wave
     of some thousand turns shows the last digit of its angle."""
-    angle = np.arange(count, dtype=np.float32)[:, None] * angles(width)
-    return np.stack([np.cos(angle), np.sin(angle)], -1)
+    angle = xp.arange(count, dtype=xp.float32)[:, None] * xp.asarray(angles(width))
+    return xp.stack([xp.cos(angle), xp.sin(angle)], -1)
 
 
 def angles(width: int) -> np.ndarray:
@@ -101,10 +97,10 @@ def decays(heads: int, start: float, span: float) -> np.ndarray:
     return np.asarray(np.log(1 - np.float32(2) ** -rates))
 
 
-@lru_cache(maxsize=64)
-def penalties(side: int, heads: int, start: float, span: float) -> np.ndarray:
-    place = np.arange(side, dtype=np.float32)
-    return np.asarray(np.abs(place[:, None] - place) * decays(heads, start, span)[:, None, None])
+def penalties(side: int, heads: int, start: float, span: float, xp: Any = np) -> Any:
+    """(n side side): g |i - j|"""
+    place = xp.arange(side, dtype=xp.float32)
+    return abs(place[:, None] - place) * xp.asarray(decays(heads, start, span))[:, None, None]
 
 
 @dataclass(frozen=True)

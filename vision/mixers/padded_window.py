@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import missing
 from ...kernels.windows import unwindow, windows
 from ..layers import Linear
 from ..tokens import Probe, Tokens
@@ -31,7 +32,7 @@ class PaddedWindowAttention(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         m = self.qkv(t.map())  # B H W 3C
         (h, w), s = m.shape[1:3], self.size
-        m = F.pad(m, (0, 0, 0, -w % s, 0, -h % s))
+        m = F.pad(m, (0, 0, 0, missing(w, s), 0, missing(h, s)))
         x = windows(m, s).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # type: ignore[no-untyped-call]
         q, k, v = x.unbind(0)  # B*n h s*s d
         y = attend_in(self.attending, q, k, v, None, t).transpose(1, 2).flatten(2)

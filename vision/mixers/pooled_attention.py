@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.pool import means
 from ..layers import Linear
+from ..position import same
 from ..spec import Spec
 from ..tokens import Probe, Tokens
 from .attention import attend_in
@@ -45,15 +47,15 @@ class PooledAttention(nn.Module):
         """(B M C)"""
         if self.pool == 1:
             return m.flatten(1, 2)
-        p = F.avg_pool2d(m.permute(0, 3, 1, 2), self.pool, ceil_mode=True, count_include_pad=False)
+        p = means(m.permute(0, 3, 1, 2), self.pool)
         return self.norm(self.reduce(p.permute(0, 2, 3, 1).flatten(1, 2)))  # type: ignore[no-any-return]
 
     def pooled(self, grid: tuple[int, int]) -> tuple[int, int]:
-        return -(-grid[0] // self.pool), -(-grid[1] // self.pool)
+        return (grid[0] + self.pool - 1) // self.pool, (grid[1] + self.pool - 1) // self.pool
 
     def resized(self, grid: tuple[int, int]) -> Tensor:
         """(1 h N M) for the given grid."""
-        return self.table if grid == self.grid else between(self.table, self.grid, grid, self.pooled)
+        return self.table if same(grid, self.grid) else between(self.table, self.grid, grid, self.pooled)
 
     def resample(self, name: str, value: Tensor) -> Tensor | None:
         """A table made for another square grid, resampled to this one; None where it is none."""

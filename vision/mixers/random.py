@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..position import resize_pairs
+from ..position import resize_pairs, same
 from ..tokens import Probe, Tokens
 
 
@@ -32,7 +32,7 @@ class RandomMixing(nn.Module):
 
     def resized(self, grid: tuple[int, int]) -> Tensor:
         """(H*W, H*W) for the given grid."""
-        if grid == self.grid:
+        if same(grid, self.grid):
             return self.matrix
         r = resize_pairs(self.matrix.float(), self.grid, grid)
         return r * (self.matrix.sum() / self.matrix.shape[0] / r.sum() * r.shape[0])

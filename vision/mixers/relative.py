@@ -2,12 +2,13 @@
 (https://arxiv.org/abs/2106.04803)."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...kernels.sizes import table as of_sizes
 from ..layers import Linear
 from ..position import resize
 from ..spec import Spec
@@ -46,7 +47,7 @@ class RelativeAttention(nn.Module):
     def bias(self, grid: Grid) -> Tensor:
         """(1 h N N) on a map of `grid`."""
         table = resize(self.table[None], span(self.grid), span(grid), antialias=False)[0]
-        return table[torch.from_numpy(offsets(*grid))].permute(2, 0, 1)[None]
+        return table[of_sizes(offsets, *grid)].permute(2, 0, 1)[None]
 
     def resample(self, name: str, value: Tensor) -> Tensor | None:
         """A published table of another square map, resampled to this one; None where it is none."""
@@ -66,13 +67,12 @@ def span(grid: Grid) -> Grid:
     return 2 * grid[0] - 1, 2 * grid[1] - 1
 
 
-@lru_cache(maxsize=64)
-def offsets(h: int, w: int) -> np.ndarray:
-    """(h*w h*w): the row of the table that holds the bias of each pair, query minus key. Kept in numpy: see
-    mixers/window.py."""
-    y, x = (p.ravel() for p in np.indices((h, w)))
+def offsets(h: int, w: int, xp: Any = np) -> Any:
+    """(h*w h*w): the row of the table that holds the bias of each pair, query minus key."""
+    row, column = xp.arange(h)[:, None], xp.arange(w)[None]
+    y, x = (row + 0 * column).reshape(-1), (0 * row + column).reshape(-1)
     dy, dx = (p[:, None] - p[None, :] for p in (y, x))
-    return ((dy + h - 1) * (2 * w - 1) + dx + w - 1).astype(np.int64)
+    return (dy + h - 1) * (2 * w - 1) + dx + w - 1
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.dtcwt import analyse, synthesise
-from ..position import resize
+from ..position import resize, same
 from ..spec import Spec
 from ..tokens import Probe, Tokens
 
@@ -60,7 +60,7 @@ class Scattering(nn.Module):
 
     def resized(self, grid: tuple[int, int]) -> Tensor:
         """(H W C)"""
-        if grid == self.grid:
+        if same(grid, self.grid):
             return self.gate
         return resize(self.gate.flatten(0, 1)[None], self.grid, grid).view(*grid, -1)
 

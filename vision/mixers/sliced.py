@@ -2,15 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import always, is_open, modulo
+from ...kernels.sizes import table as of_sizes
 from ..tokens import Probe, Tokens
 from .attention import SelfAttention
+
+STEPS = range(5, 32)  # 5 * 7 * 11 * ... * 31 is more than any number of tokens
 
 
 class SlicedAttention(SelfAttention):
@@ -32,13 +36,14 @@ class SlicedAttention(SelfAttention):
 
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         n = t.x.shape[1]
-        length = -(-n // self.groups[min(t.turn, len(self.groups) - 1)])
-        if length == n:
+        groups = self.groups[min(t.turn, len(self.groups) - 1)]
+        if groups == 1 or (not is_open(n) and n == 1):
             return super().forward(t, probe)
+        length = (n + groups - 1) // groups
         order = self.order(n, t.x.device) if t.turn else None
-        pieces = -(-n // length)
+        pieces = (n + length - 1) // length
         x, size, short = t.x, t.size, pieces * length - n
-        if short and size is None:
+        if not always(short == 0) and size is None:
             size = x.new_ones(x.shape[0], n, 1)  # so that padding is of size 0, which no token attends to
         size = None if size is None else cut(size, order, pieces, short)
         y = super().forward(Tokens(cut(x, order, pieces, short), None, size=size), probe)
@@ -51,7 +56,7 @@ class SlicedAttention(SelfAttention):
 
     def order(self, n: int, device: torch.device) -> Tensor:
         """(N): the token that comes to each place."""
-        return torch.randperm(n, device=device) if self.training else torch.from_numpy(spread(n)).to(device)
+        return torch.randperm(n, device=device) if self.training else of_sizes(spread, n).to(device)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}, groups={self.groups}"
@@ -60,7 +65,7 @@ class SlicedAttention(SelfAttention):
 def cut(y: Tensor, order: Tensor | None, pieces: int, short: int) -> Tensor:
     """B N C, in `order` and with `short` rows of zeros behind it -> B*pieces L C."""
     y = y if order is None else y[:, order]
-    y = F.pad(y, (0, 0, 0, short)) if short else y
+    y = y if always(short == 0) else F.pad(y, (0, 0, 0, short))
     return y.reshape(y.shape[0] * pieces, -1, y.shape[2])
 
 
@@ -70,11 +75,21 @@ def joined(y: Tensor, back: Tensor | None, pieces: int, n: int) -> Tensor:
     return y if back is None else y[:, back]
 
 
-@lru_cache(maxsize=64)
-def spread(n: int) -> np.ndarray:
+def spread(n: int, xp: Any = np) -> Any:
     """(N): 5 i mod N; where 5 divides N, the next number without a common divisor takes its place."""
-    step = next(k for k in range(5, n + 6) if math.gcd(k, n) == 1)
-    return (step * np.arange(n)) % n
+    if not is_open(n):
+        step: Any = next(k for k in range(5, n + 6) if math.gcd(k, n) == 1)
+    else:
+        free = [xp.cat([xp.full((1,), n) % p != 0 for p in primes]).all() for primes in map(divisors, STEPS)]
+        step = STEPS[-1]
+        for k, apart in zip(STEPS[-2::-1], free[-2::-1], strict=True):
+            step = xp.where(apart, k, step)
+    return modulo(step * xp.arange(n), n, xp)
+
+
+def divisors(k: int) -> list[int]:
+    """The primes that divide k."""
+    return [p for p in range(2, k + 1) if k % p == 0 and all(p % q for q in range(2, p))]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from ...kernels.rotary import rotate
+from ...kernels.sizes import table as of_sizes
 from ...kernels.soft_mask import soft_masked
 from ..layers import Linear
 from ..tokens import Probe, Tokens
@@ -32,7 +32,7 @@ class SoftMaskAttention(nn.Module):
     def forward(self, t: Tokens, probe: Probe | None = None) -> Tensor:
         qkv = self.qkv(t.x).unflatten(-1, (3 * self.heads, -1))  # B N 3h d
         n, d = qkv.shape[1], qkv.shape[3]
-        turns = torch.from_numpy(turns_of(n, d)).to(qkv.device)[:, None]  # N 1 d/2 2
+        turns = of_sizes(turns_of, n, d).to(qkv.device)[:, None]  # N 1 d/2 2
         q, k = rotate(qkv[:, :, : 2 * self.heads], turns).transpose(1, 2).chunk(2, 1)  # B h N d
         v = qkv[:, :, 2 * self.heads :].transpose(1, 2)
         if probe is not None:

@@ -107,7 +107,7 @@ class Talking(Spec):
         return replace(self, grid=grid)
 
     def build(self, dim: int, index: int) -> nn.Module:
-        h, w = (-(-n // self.stride) for n in self.grid)
+        h, w = ((n + self.stride - 1) // self.stride for n in self.grid)
         return TalkingHeads(dim, self.heads, self.key, self.value, (h, w), self.stride)
 
 

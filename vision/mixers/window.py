@@ -1,7 +1,8 @@
 """Attention inside windows that shift from block to block, https://arxiv.org/abs/2103.14030."""
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels.attend import attend
+from ...kernels.sizes import OpenSizeError, always, is_open, kept, missing, modulo
+from ...kernels.sizes import table as of_sizes
 from ...kernels.windows import attend_beside, attend_windows, roll
 from ..layers import Linear
 from ..position import resize
@@ -47,11 +50,10 @@ class WindowAttention(nn.Module):
         m = t.map()  # B H W C
         h, w = m.shape[1:3]
         s, shift = (self.size, self.shift) if t.window is None else (t.window, round(self.shift * t.window / self.size))
-        if not self.dense and min(h, w) <= s:
-            s, shift = min(h, w), 0
-        down, right = -h % s, -w % s
-        if down or right:
-            m = F.pad(m, (0, 0, 0, right, 0, down))
+        if not self.dense:
+            s, shift = shrunk(h, w, s, shift)
+        if not (always(h % s == 0) and always(w % s == 0)):
+            m = F.pad(m, (0, 0, 0, missing(w, s), 0, missing(h, s)))
         qkv, bias = self.qkv(roll(m, -shift)), self.bias(h, w, s, shift, self.stands_for(t, s))
         if not t.special and self.attending is None:
             y = self.attend(qkv, bias, s)
@@ -82,11 +84,10 @@ class WindowAttention(nn.Module):
             square = table.view(2 * size - 1, 2 * size - 1, -1)[middle, middle].flatten(0, 1)
             table = resize(square[None], (2 * whole - 1,) * 2, (2 * s - 1,) * 2, "bilinear")[0]
             size = s
-        bias = table[torch.from_numpy(offsets(size, s))].permute(2, 0, 1)[None].contiguous()
-        mask = apart(h, w, s, shift, not self.dense)
-        if mask is None:
+        bias = table[of_sizes(offsets, size, s)].permute(2, 0, 1)[None].contiguous()
+        if not is_open(h, w) and kept(apart, h, w, s, shift, not self.dense) is None:
             return bias
-        return bias + torch.from_numpy(mask).to(bias)[:, None]
+        return bias + of_sizes(apart, h, w, s, shift, not self.dense).to(bias)[:, None]
 
     def resample(self, name: str, value: Tensor) -> Tensor | None:
         """A published bias table of another window size, resampled to this one; None where it is none."""
@@ -112,44 +113,45 @@ def free(bias: Tensor, k: int) -> Tensor:
     return torch.cat([first.expand(-1, -1, k, -1), F.pad(bias, (k, 0))], 2)
 
 
-def windows_of(place: np.ndarray, s: int) -> np.ndarray:
+def shrunk(h: int, w: int, s: int, shift: int) -> tuple[int, int]:
+    """(size, shift) of the windows on a map of h x w: the whole shorter side and no shift where that is no longer than
+    a window. Where an export leaves sides open, none may be shorter than that."""
+    if not is_open(h, w):
+        return (min(h, w), 0) if min(h, w) <= s else (s, shift)
+    if not (always(h >= s) and always(w >= s)):
+        raise OpenSizeError(f"maps with sides below {s} and above have windows of different sizes")
+    bounded = always(h > s) and always(w > s)
+    return s, shift if bounded else shift * (1 - s // h) * (1 - s // w)  # 0 where one is just as long
+
+
+def windows_of(place: Any, s: int) -> Any:
     """`windows` for a table of places, (H W) -> (H/s*W/s s*s)."""
     h, w = place.shape
     return place.reshape(h // s, s, w // s, s).swapaxes(1, 2).reshape(-1, s * s)
 
 
-# The two tables below depend on nothing but sizes. They are kept as numpy arrays: a tensor kept from one call to the
-# next would carry the first call's inference mode, device or tracer into all later ones.
-
-
-@lru_cache(maxsize=64)
-def offsets(size: int, s: int) -> np.ndarray:
+def offsets(size: int, s: int, xp: Any = np) -> Any:
     """(s*s s*s): the row of a table for windows of `size` that holds the bias of each pair in a window of s <= size."""
-    y, x = (p.ravel() for p in np.indices((s, s)))
-    dy, dx = (p[:, None] - p[None, :] + size - 1 for p in (y, x))
-    return (dy * (2 * size - 1) + dx).astype(np.int64)
+    place = xp.arange(s * s)
+    dy, dx = (p[:, None] - p[None, :] + size - 1 for p in (place // s, place % s))
+    return dy * (2 * size - 1) + dx
 
 
-@lru_cache(maxsize=64)
-def apart(h: int, w: int, s: int, shift: int, hide_padding: bool) -> np.ndarray | None:
+def apart(h: int, w: int, s: int, shift: int, hide_padding: bool, xp: Any = np) -> Any:
     """(n s*s s*s): -100 (as published) between places that a cyclic shift brought into one window, -inf towards padding
     if that is to be hidden; None where every pair may meet."""
-    high, wide = h + -h % s, w + -w % s
-    padded = hide_padding and (high, wide) != (h, w)
-    if not shift and not padded:
+    high, wide = h + missing(h, s), w + missing(w, s)
+    if not is_open(h, w) and not shift and not (hide_padding and (high, wide) != (h, w)):
         return None
-    region = np.zeros((high, wide), np.int64)
-    if shift:
-        row, column = ((np.arange(n) >= n - s).astype(int) + (np.arange(n) >= n - shift) for n in (high, wide))
-        region = row[:, None] * 3 + column
-    region = windows_of(region, s)  # n s*s
-    mask = np.where(region[:, :, None] != region[:, None, :], np.float32(-100), np.float32(0))
-    if padded:
-        row, column = ((np.arange(p) + shift) % p >= n for p, n in ((high, h), (wide, w)))
+    row, column = ((xp.arange(n) >= n - s) * 1 + (xp.arange(n) >= n - shift) for n in (high, wide))
+    region = windows_of(row[:, None] * 3 + column, s)  # n s*s; without a shift one region a window
+    mask = xp.where(region[:, :, None] != region[:, None, :], -100.0, 0.0)
+    if hide_padding:
+        row, column = (modulo(xp.arange(p) + shift, p, xp) >= n for p, n in ((high, h), (wide, w)))
         outside = windows_of(row[:, None] | column, s)
-        mask[np.broadcast_to(outside[:, None, :], mask.shape)] = -np.inf
-        mask[np.broadcast_to(outside[:, :, None], mask.shape)] = 0  # what padding attends to is cut off anyway
-    return mask
+        mask = xp.where(outside[:, None, :], -xp.inf, mask)
+        mask = xp.where(outside[:, :, None], 0.0, mask)  # what padding attends to is cut off anyway
+    return xp.asarray(mask, dtype=xp.float32)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from ..backbone import Backbone, StageBlocks
+from ..backbone import StageBlocks, Staged
 from ..block import Seams
 from ..spelling import spelt
 
@@ -93,17 +93,22 @@ def plugins_of(model: nn.Module) -> list[Plugin]:
 
 def plugged(model: nn.Module) -> tuple[str, ...]:
     """What the names of parameters in the model's seams begin with."""
-    filled = [(n, s) for n, m in model.named_modules() for s in getattr(m, "seams", ()) if getattr(m, s) is not None]
+    named = ((n, m, getattr(m, "seams", ())) for n, m in model.named_modules())
+    # what is no tuple of names is the list in which a language model's decoder keeps its own
+    filled = [(n, s) for n, m, seams in named if isinstance(seams, tuple) for s in seams if getattr(m, s) is not None]
     return tuple(f"{name}.{seam}." for name, seam in filled)
 
 
 def hosts_of(model: nn.Module) -> list[Host]:
-    """The blocks of a model, in order."""
+    """The blocks of a model, in order; those of its own kind where it has a method `hosts` that gives them."""
+    if callable(own := getattr(model, "hosts", None)):
+        return list(own())
     where: dict[nn.Module, dict[str, Any]] = {
-        m: {"stage": i, "index": j, "depth": len(stage.blocks), "dim": b.channels[i], "special": b.specials[i]}
+        m: {"stage": b.first + i, "index": j, "depth": len(stage.blocks), "dim": dim, "special": special}
         for b in model.modules()
-        if isinstance(b, Backbone)
-        for i, stage in enumerate(b.stages)
+        if isinstance(b, Staged)
+        # ViT-CoMer gives more maps than it has stages
+        for i, (stage, dim, special) in enumerate(zip(b.stages, b.channels, b.specials, strict=False))
         if isinstance(stage, StageBlocks)
         for j, block in enumerate(stage.blocks)
         for m in block.modules()  # a block that runs several times has its seams further in
@@ -111,7 +116,7 @@ def hosts_of(model: nn.Module) -> list[Host]:
     }
     blocks = [(n, m) for n, m in model.named_modules() if isinstance(m, Seams)]
     alone = {"stage": 0, "depth": len(blocks)}
-    return [Host(n, m, place=i, **where.get(m, {**alone, "index": i})) for i, (n, m) in enumerate(blocks)]
+    return [Host(n, m, place=i, **where.get(m, {**alone, "index": i, "dim": m.dim})) for i, (n, m) in enumerate(blocks)]
 
 
 def attach(model: nn.Module, plugin: Plugin) -> Callable[[], None]:
@@ -121,7 +126,8 @@ def attach(model: nn.Module, plugin: Plugin) -> Callable[[], None]:
     layers come in the model's mode (training or evaluation), type and device, and the model remembers what is attached
     (`plugins_of`).
     """
-    hosts = hosts_of(model)
+    own = getattr(plugin, "hosts", None)  # of a plugin that goes into something else than blocks
+    hosts = own(model) if callable(own) else hosts_of(model)
     if not hosts:
         raise SeamError(f"{type(model).__name__} has no blocks with seams, so {plugin} cannot be put into it")
     found = []

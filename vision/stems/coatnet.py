@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.pool import means
 from ..conv import ConvNorm
 from ..layers import Linear, Mlp
 from ..mixers.convolution import convolve
@@ -19,7 +19,7 @@ from ..tokens import Tokens
 
 def halved(m: Tensor) -> Tensor:
     """The mean of each 2x2 places of a map B H W C; at odd sides of what is there."""
-    n = F.avg_pool2d(m.permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)
+    n = means(m.permute(0, 3, 1, 2), 2)
     return n.permute(0, 2, 3, 1)
 
 

@@ -2,13 +2,14 @@
 https://arxiv.org/abs/2212.00776."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from math import pi
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...kernels.sizes import table as of_sizes
 from ..mixers.convolution import convolve
 from ..stem import Convolution, MapStem, Stem
 from ..tokens import Tokens
@@ -38,25 +39,24 @@ class ConvolvedSines(nn.Module):
 
     def term(self, grid: tuple[int, int]) -> Tensor:
         """(1 H*W C): what is added to the patches of `grid`."""
-        code = torch.from_numpy(sines(*grid, self.conv.in_channels)).to(self.conv.weight)
+        code = of_sizes(sines, *grid, self.conv.in_channels).to(self.conv.weight)
         return convolve(self.conv, code[None]).flatten(1, 2)
 
 
-@lru_cache(maxsize=64)
-def sines(height: int, width: int, dim: int) -> np.ndarray:
+def sines(height: int, width: int, dim: int, xp: Any = np) -> Any:
     """(H W C) float32: in its first half the code of the row, in its second that of the column. The code of place
     p = 1..n is sin and cos by turns of 2 pi p / (n + 1e-6) / 10000^(2 floor(k/2) / D), k = 0..D-1, D = C/2."""
     half = dim // 2
     k = np.arange(half)
-    frequency = 10000.0 ** (2 * (k // 2) / half)
+    frequency, even = xp.asarray(10000.0 ** (2 * (k // 2) / half)), xp.asarray(k % 2 == 0)
 
-    def code(n: int) -> np.ndarray:  # n D
-        angle = 2 * pi * np.arange(1, n + 1)[:, None] / (n + 1e-6) / frequency
-        return np.where(k % 2 == 0, np.sin(angle), np.cos(angle))
+    def code(n: int) -> Any:  # n D
+        angle = 2 * pi * xp.arange(1, n + 1)[:, None] / (n + 1e-6) / frequency
+        return xp.where(even, xp.sin(angle), xp.cos(angle))
 
     shape = height, width, half
-    both = np.broadcast_to(code(height)[:, None], shape), np.broadcast_to(code(width)[None], shape)
-    return np.concatenate(both, -1).astype(np.float32)
+    both = xp.broadcast_to(code(height)[:, None], shape), xp.broadcast_to(code(width)[None], shape)
+    return xp.asarray(xp.concatenate(both, -1), dtype=xp.float32)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...kernels.attend import attend
 from ...kernels.linear_attention import exponential_features, linear_attention
+from ...kernels.sizes import always, is_open
 from ..layers import Linear, Mlp
 from ..position import Position
 from ..stem import Positioned
@@ -21,8 +22,13 @@ SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))  # kernel, stride, padding
 def soft_split(m: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """m (B H W C) -> (B h w C*kernel*kernel), the overlapping patches in zero padding: channel, row, column, the last
     one fastest. A map smaller than the kernel is padded up to it."""
-    more = [max(0, kernel - n - 2 * padding) for n in m.shape[1:3]]
+    more = [0 if always(n >= kernel) else max(0, kernel - n - 2 * padding) for n in m.shape[1:3]]
     m = F.pad(m, (0, 0, padding, padding + more[1], padding, padding + more[0]))
+    h, w = m.shape[1:3]
+    if is_open(h, w):
+        y = F.unfold(m.permute(0, 3, 1, 2), kernel, stride=stride).mT  # B h*w C*kernel*kernel
+        places = tuple((n - kernel) // stride + 1 for n in (h, w))
+        return y.unflatten(1, places)  # type: ignore[no-untyped-call, no-any-return]
     h, w = ((n - kernel) // stride * stride + 1 for n in m.shape[1:3])
     taps = [m[:, i : i + h : stride, j : j + w : stride] for i in range(kernel) for j in range(kernel)]
     return torch.stack(taps, -1).flatten(3)

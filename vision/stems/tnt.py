@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.sizes import missing
 from ..blocks.words import Sentence
 from ..position import Position
 from ..stem import Positioned
@@ -28,7 +29,7 @@ class WordEmbedding(nn.Module):
         self.sentence, self.position = Sentence(16 * width, dim, bias=True), position
 
     def forward(self, image: Tensor) -> Tokens:
-        image = F.pad(image, (0, -image.shape[3] % PATCH, 0, -image.shape[2] % PATCH))
+        image = F.pad(image, (0, missing(image.shape[3], PATCH), 0, missing(image.shape[2], PATCH)))
         b, c, height, width = image.shape
         h, w = height // PATCH, width // PATCH
         patches = image.view(b, c, h, PATCH, w, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(-1, c, PATCH, PATCH)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels.pool import means
 from ..conv import ConvNorm
 from ..layers import Linear
 from ..mixers.convolution import convolve
@@ -54,7 +55,7 @@ class ResidualReduce(nn.Module):
         y = replace(t, x=self.norm(t.x))
         m = convolve(self.conv, y.map())
         fresh = self.position(Tokens(m.flatten(1, 2), (m.shape[1], m.shape[2])))
-        pooled = F.avg_pool2d(t.map().permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)
+        pooled = means(t.map().permute(0, 3, 1, 2), 2)
         x = pooled.permute(0, 2, 3, 1).flatten(1, 2)
         new = fresh.x
         if k:

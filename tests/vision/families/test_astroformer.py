@@ -39,6 +39,7 @@ def test_matches_the_original(name, classes):
     record.compare("logits", model.fold()(x), 1e-5)
 
 
+@pytest.mark.slow
 def test_parameters_and_macs_are_those_of_the_paper():
     sizes_are(FACTS)
 

@@ -43,6 +43,7 @@ def test_matches_the_original(name):
         record.compare(output, value, 1e-5)
 
 
+@pytest.mark.slow
 def test_sizes_are_the_papers():
     assert set(list_models("rmt*")) == set(FACTS)
     sizes_are(FACTS)

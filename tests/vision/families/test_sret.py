@@ -54,6 +54,7 @@ def test_matches_the_original(name):
     agree(record, found)
 
 
+@pytest.mark.slow
 def test_parameters_and_macs_are_those_of_the_paper():
     sizes_are(FACTS)
 

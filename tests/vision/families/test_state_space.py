@@ -35,6 +35,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
+@pytest.mark.slow
 def test_parameters_are_the_published_ones(name, count):
     assert model_info(name).parameters == count
 

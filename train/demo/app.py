@@ -1,0 +1,52 @@
+"""`App`: everything that the callbacks share, and how an error becomes a sentence."""
+
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..cli import describe
+from .limits import Limits, without_paths
+from .samples import written
+from .shelf import Shelf
+from .starters import Trainer
+from .uploads import Upload, open_upload
+
+
+@dataclass
+class App:
+    """`folder`: where uploads, samples and results lie, and nothing else; it goes with `close`. `trains`: visitors may
+    train the small models."""
+
+    shelf: Shelf
+    limits: Limits = field(default_factory=Limits)
+    trains: bool = True
+    options: Sequence[str] = ()  # for what is trained
+    folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="patchloom-demo-")).resolve())
+
+    def __post_init__(self) -> None:
+        self.trainer = Trainer(self.shelf.runs, self.options)
+        self.samples = written(self.folder / "samples")
+
+    def open(self, payload: Any) -> Upload:
+        return open_upload(payload, self.folder, self.limits)
+
+    def close(self) -> None:
+        self.trainer.end()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def in_words(error: BaseException) -> str:
+    """What a visitor is told: of errors that were raised on purpose their text without paths; what is a bug is printed
+    here, for whoever runs the page."""
+    text = describe(error)
+    if text is not None:
+        return without_paths(text)
+    traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "this machine's memory does not suffice for it: take a smaller picture or model"
+    return f"something is wrong with this page ({type(error).__name__}); whoever runs it finds more in its terminal"
