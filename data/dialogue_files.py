@@ -198,8 +198,11 @@ class SpokenFiles:
         if len(turns) > 1 and len({turn.question for turn in turns}) == 1:
             turns = (turns[(epoch + index) % len(turns)],)
         turns = turns if self.train else turns[:1]
-        asked = tuple(turn._replace(question=self.prompt.format(turn.question)) for turn in turns)
+        asked = tuple(turn._replace(question=self.asked(turn.question)) for turn in turns)
         return tuple(read_image(self.folder / name) for name in entry.images), entry.dialogue._replace(turns=asked)
+
+    def asked(self, question: str) -> str:
+        return self.prompt.replace("{}", question)  # and not format: it may hold other braces
 
     def name(self, index: int) -> str:
         return str(self.folder / self.entries[index].images[0]) if self.entries[index].images else f"[{index}]"
@@ -207,7 +210,7 @@ class SpokenFiles:
     def texts(self) -> Iterator[str]:
         for entry in self.entries:
             for turn in entry.dialogue.turns:
-                yield f"{self.prompt.format(turn.question)} {turn.answer}"
+                yield f"{self.asked(turn.question)} {turn.answer}"
 
 
 class DialogueFiles(Dialogues):
@@ -255,13 +258,12 @@ class DialogueFiles(Dialogues):
             raise ValueError(f"{self.root}: no file of dialogues is named (train, val, test)")
         notes: tuple[str, ...] = ()
         if "train" in found and "val" not in found and self.val_fraction:
-            found["train"], found["val"] = self._held_out(found["train"])
+            found["train"], found["val"] = held_out(found["train"], self.val_fraction)
             notes = (f"{len(found['val'])} dialogues of {self.root} are held out for validation, by their pictures",)
         if "train" in found:
             found["train"] = whole(found["train"], self.turns) if self.turns > 1 else found["train"]
         made = {split: SpokenFiles(e, root / self.images, self.prompt, split == "train") for split, e in found.items()}
-        val, test = made.get("val") or made.get("test"), made.get("test") or made.get("val")
-        return Splits([], made.get("train"), val, test, notes=notes)
+        return Splits.of([], made, notes=notes)
 
     def _entries(self, root: Path, file: str) -> list[Entry]:
         name, _, annotations = file.partition("+")
@@ -270,9 +272,10 @@ class DialogueFiles(Dialogues):
             raise ValueError(f"{root / name}: holds no dialogue")
         return entries
 
-    def _held_out(self, entries: list[Entry]) -> tuple[list[Entry], list[Entry]]:
-        """(the rest, what is held out): all dialogues on a picture stay together."""
-        names = sorted({entry.images for entry in entries})
-        held, _ = portion(["/".join(name) for name in names], [0] * len(names), self.val_fraction)
-        chosen = {names[i] for i in held}
-        return [e for e in entries if e.images not in chosen], [e for e in entries if e.images in chosen]
+
+def held_out(entries: Sequence[Entry], share: float) -> tuple[list[Entry], list[Entry]]:
+    """(the rest, a share of them), by the hash of the pictures' names: all that is said of a picture stays together."""
+    names = sorted({entry.images for entry in entries})
+    held, _ = portion(["/".join(name) for name in names], [0] * len(names), share)
+    chosen = {names[i] for i in held}
+    return [e for e in entries if e.images not in chosen], [e for e in entries if e.images in chosen]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from .drawn import Drawn
 from .findings import OnError
 from .images import Augment, Images
 from .keyed import key, seed_libraries
@@ -19,7 +20,7 @@ from .questions import Pair, Turn, more_turns, own_turn
 from .sample import COLOURS, KINDS
 from .shapes import Shapes, Split
 from .splits import Splits
-from .transforms import Pipeline, Preprocessing, evaluation_pipeline
+from .transforms import Pipeline, Preprocessing
 
 HELD: tuple[Pair, ...] = tuple(zip(KINDS, COLOURS, strict=True))  # a red circle, an orange square …: one of each kind
 ABOUT = ("colour", "count", "relation", "caption")
@@ -130,11 +131,8 @@ class Dialogues(Images):
 
     def _read_by(self, split: str, source: Any, train: bool) -> KeyedDataset:
         assert self.preprocessing is not None, "setup() comes first"
-        augment = self.suits() if isinstance(self.augment, str) else self.augment
-        varied = train and augment is not None
-        pipeline = augment.pipeline(self.preprocessing) if varied else evaluation_pipeline(self.preprocessing)
         return Spoken(
-            source, pipeline, Preprocessing.of(self.preprocessing), keep=self.keep, seed=self.seed,
+            source, self._pipeline(train), Preprocessing.of(self.preprocessing), keep=self.keep, seed=self.seed,
             on_error=self.on_error, refill=train,
         )  # fmt: skip
 
@@ -172,7 +170,7 @@ class DrawnDialogues:
                 yield f"{turn.question} {turn.answer}"
 
 
-class ShapesDialogues(Dialogues):
+class ShapesDialogues(Drawn, Dialogues):
     """Drawn pictures at the model's input size with questions on colour, count and relation, and captions.
 
     train_length, val_length, test_length   pictures an epoch
@@ -204,22 +202,12 @@ class ShapesDialogues(Dialogues):
         self.turns, self.fresh = turns, fresh
         self.without = [(kind, colour) for kind, colour in without]
 
-    def setup(self, stage: str | None = None) -> None:
-        self._splits = None  # they are drawn at the model's size
-        super().setup(stage)
-
     def read(self) -> Splits:
-        size = (self.preprocessing or {"input_size": (3, 64, 64)})["input_size"]
+        return Splits.of([], {split: self._source_of(split) for split in self.lengths})
 
-        def source(split: Split) -> Any:
-            held = self.without if split != "test" else []
-            featured = self.without if split == "test" else []
-            made = [self._shapes(split, task, (size[1], size[2]), held, featured) for task in ("question", "caption")]
-            train = split == "train"
-            return DrawnDialogues(made[0], made[1], self.turns if train else 1, self.fresh and train)
-
-        return Splits([], source("train"), source("val"), source("test"))
-
-    def _shapes(self, split: Split, task: Literal["question", "caption"], size: tuple[int, int],
-                held: Sequence[Pair], featured: Sequence[Pair]) -> Shapes:  # fmt: skip
-        return Shapes(self.lengths[split], size, task, self.seed, split, held, featured)
+    def _source_of(self, split: Split) -> Any:
+        held, featured = ([], self.without) if split == "test" else (self.without, [])
+        length, size, seed = self.lengths[split], self.drawn_size, self.seed
+        questions = Shapes(length, size, "question", seed, split, held, featured)
+        captions = Shapes(length, size, "caption", seed, split, held, featured)
+        return DrawnDialogues(questions, captions, self.turns if split == "train" else 1, self.anew(split))

@@ -13,7 +13,7 @@ from .folders import Source, quoted
 from .loader import KeyedDataset, Loader, report
 from .pictures import CacheRule, Pictures
 from .splits import Splits
-from .transforms import Augmentation, Recrop, evaluation_pipeline
+from .transforms import Augmentation, Pipeline, Recrop, evaluation_pipeline
 
 log = logging.getLogger("patchloom.data")
 Augment = Augmentation | Literal["auto"] | None
@@ -121,16 +121,18 @@ class Images(LightningDataModule, ABC):
         """What would make a split be there."""
         return f"a folder {split}/ of class folders is needed"
 
-    def _read_by(self, split: str, source: Source, train: bool) -> KeyedDataset:
-        """The data set that makes batches of a source."""
+    def _pipeline(self, train: bool) -> Pipeline:
+        """How pictures become images: varied in training."""
         assert self.preprocessing is not None, "setup() comes first"
         augment = self.suits() if isinstance(self.augment, str) else self.augment
-        if train and augment is not None:
-            pipeline = augment.pipeline(self.preprocessing)
-        else:
-            pipeline = evaluation_pipeline(self.preprocessing)
+        return augment.pipeline(self.preprocessing) if train and augment else evaluation_pipeline(self.preprocessing)
+
+    def _read_by(self, split: str, source: Source, train: bool) -> KeyedDataset:
+        """The data set that makes batches of a source."""
         cache = self.cache if split in ("train", "val") else False  # others are gone through once
-        return Pictures(source, pipeline, seed=self.seed, on_error=self.on_error, refill=train, cache=cache)
+        return Pictures(
+            source, self._pipeline(train), seed=self.seed, on_error=self.on_error, refill=train, cache=cache
+        )
 
     def _loader(self, split: str, source: Source, *, train: bool = False) -> Loader:
         pictures = self._read_by(split, source, train)

@@ -144,7 +144,6 @@ class LatentsData(Images):
 
     autoencoder   name or digest (its beginning) of the autoencoder that the latents must be of; null: whichever it was
     sample        false: the means instead
-    val_split     the split that validates; by default val, where there is one
     """
 
     def __init__(
@@ -186,8 +185,7 @@ class LatentsData(Images):
                 f"{self.root}: its latents are not complete; go on with patchloom latents DATA {self.root}"
             )
         sources = {split: Shards(root, made, split) for split in made.splits}
-        val = sources.get("val") or sources.get("test")
-        return Splits(made.classes, sources.get("train"), val, sources.get("test") or val)
+        return Splits.of(made.classes, sources)
 
     def predictable(self) -> Source:
         raise ValueError(f"{self.root} holds latents: there is nothing to predict of them")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PIL import Image
-
+from .drawn import Drawn, DrawnSource, label
 from .findings import OnError
 from .folders import Files, Source, existing
 from .images import Augment, Images
@@ -33,24 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-class DrawnSource:
-    """`Shapes` with task "class" as a source; with `fresh` every epoch draws pictures never seen before."""
-
-    def __init__(self, shapes: Shapes, fresh: bool) -> None:
-        self.shapes, self.classes, self.steady = shapes, shapes.classes, not fresh
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def load(self, index: int, epoch: int = 0) -> tuple[Image.Image, int]:
-        sample = self.shapes.draw(index if self.steady else epoch * len(self.shapes) + index)
-        return Image.fromarray(sample.image), sample.label
-
-    def name(self, index: int) -> str:
-        return f"{self.shapes.split}[{index}]"
-
-
-class ShapesData(Images):
+class ShapesData(Drawn, Images):
     """Drawn pictures of ten kinds (see `Shapes`) at the model's input size. Not varied; auto: `Jostle(padding=2)`.
 
     train_length, val_length, test_length   pictures an epoch
@@ -76,19 +58,14 @@ class ShapesData(Images):
     def suits(self) -> Augmentation:
         return Jostle(padding=2)
 
-    def setup(self, stage: str | None = None) -> None:
-        self._splits = None  # they are drawn at the model's size
-        super().setup(stage)
-
     def read(self) -> Splits:
-        size = (self.preprocessing or {"input_size": (3, 64, 64)})["input_size"]
         made = {
             split: DrawnSource(
-                Shapes(length, (size[1], size[2]), "class", self.seed, split), fresh=self.fresh and split == "train"
+                Shapes(length, self.drawn_size, "class", self.seed, split), self.anew(split), label, KINDS
             )
             for split, length in self.lengths.items()
         }
-        return Splits(list(KINDS), **made)
+        return Splits.of(list(KINDS), made)
 
     def predictable(self) -> Source:
         return Numbered(self._source("test"))

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from .captioned import CaptionedSource
-from .dialogue_files import Entry, read_dialogues
+from .dialogue_files import Entry, held_out, read_dialogues
 from .dialogues import HELD
+from .drawn import Drawn, DrawnSource, caption
 from .findings import OnError
 from .folders import Source, existing
 from .images import Augment, Images
@@ -18,28 +18,14 @@ from .loader import KeyedDataset
 from .pictures import Captioned
 from .questions import Pair, named
 from .read import read_image
+from .sample import Sample
 from .shapes import Shapes, Split
-from .splits import Splits, portion
-from .transforms import evaluation_pipeline
+from .splits import Splits
 
 
-class SingleSource:
-    """`Shapes` with task "class" as (picture, caption): what stands in front, "a red circle"."""
-
-    def __init__(self, shapes: Shapes, fresh: bool) -> None:
-        if shapes.task != "class":
-            raise ValueError(f"single objects are of task class, not {shapes.task!r}")
-        self.shapes, self.steady, self.classes = shapes, not fresh, list[str]()
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def load(self, index: int, epoch: int = 0) -> tuple[Image.Image, str]:
-        sample = self.shapes.draw(index if self.steady else epoch * len(self.shapes) + index)
-        return Image.fromarray(sample.image), named((sample.kinds[0], sample.colours[0]))
-
-    def name(self, index: int) -> str:
-        return f"{self.shapes.split}[{index}]"
+def alone(sample: Sample) -> str:
+    """What stands in front: "a red circle"."""
+    return named((sample.kinds[0], sample.colours[0]))
 
 
 class InTurn:
@@ -58,7 +44,7 @@ class InTurn:
         return f"{'single ' * (index % 2)}{self.sources[index % 2].name(index // 2)}"
 
 
-class PairedShapes(Images):
+class PairedShapes(Drawn, Images):
     """Drawn pictures at the model's input size with their captions: of two objects ("a red circle left of a blue
     square") and of one ("a red circle") in turn. They are not varied: mirrored, left would be right.
 
@@ -85,27 +71,21 @@ class PairedShapes(Images):
             raise ValueError(f"lengths of {self.lengths}: at least 2, one picture of each sort")
         self.without, self.fresh = [(kind, colour) for kind, colour in without], fresh
 
-    def setup(self, stage: str | None = None) -> None:
-        self._splits = None  # they are drawn at the model's size
-        super().setup(stage)
-
     def read(self) -> Splits:
-        size = (self.preprocessing or {"input_size": (3, 64, 64)})["input_size"]
-        return Splits([], **{split: self._source_of(split, (size[1], size[2])) for split in self.lengths})
+        return Splits.of([], {split: self._source_of(split) for split in self.lengths})
 
-    def _source_of(self, split: Split, size: tuple[int, int]) -> InTurn:
-        half, fresh = self.lengths[split] // 2, self.fresh and split == "train"
+    def _source_of(self, split: Split) -> InTurn:
+        half, size, anew = self.lengths[split] // 2, self.drawn_size, self.anew(split)
         held, featured = ([], self.without) if split == "test" else (self.without, [])
         two = Shapes(half, size, "caption", self.seed, split, held, featured)
         one = Shapes(half, size, "class", self.seed, split, held, featured)
-        return InTurn(CaptionedSource(two, fresh), SingleSource(one, fresh))
+        return InTurn(DrawnSource(two, anew, caption), DrawnSource(one, anew, alone))
 
     def predictable(self) -> Source:
         raise ValueError("these pictures are drawn with their captions: there is nothing to predict of them")
 
     def _read_by(self, split: str, source: Source, train: bool) -> KeyedDataset:
-        assert self.preprocessing is not None, "setup() comes first"
-        return Captioned(source, evaluation_pipeline(self.preprocessing), self.seed, self.on_error, refill=train)
+        return Captioned(source, self._pipeline(train), self.seed, self.on_error, refill=train)
 
 
 class CaptionSource:
@@ -164,14 +144,10 @@ class CaptionFiles(Images):
             raise ValueError(f"{self.root}: no file of captions is named (train, val, test)")
         notes: tuple[str, ...] = ()
         if "train" in found and "val" not in found and self.val_fraction:
-            whole = found["train"]
-            names = [entry.images[0] for entry in whole]
-            held, rest = portion(names, [0] * len(names), self.val_fraction)
-            found["train"], found["val"] = [whole[i] for i in rest], [whole[i] for i in held]
-            notes = (f"{len(held)} of the {len(whole)} pictures of {self.root} are held out for validation, by hash",)
+            found["train"], found["val"] = held_out(found["train"], self.val_fraction)
+            notes = (f"{len(found['val'])} pictures of {self.root} are held out for validation, by hash",)
         made = {s: CaptionSource(entries, root / self.images, s == "train") for s, entries in found.items() if entries}
-        val, test = made.get("val") or made.get("test"), made.get("test") or made.get("val")
-        return Splits([], made.get("train"), val, test, notes=notes)
+        return Splits.of([], made, notes=notes)
 
     def predictable(self) -> Source:
         raise ValueError(
@@ -182,11 +158,7 @@ class CaptionFiles(Images):
         return f"name the file of its captions ({split}: FILE)"
 
     def _read_by(self, split: str, source: Source, train: bool) -> KeyedDataset:
-        assert self.preprocessing is not None, "setup() comes first"
-        augment = self.suits() if isinstance(self.augment, str) else self.augment
-        varied = train and augment is not None
-        pipeline = augment.pipeline(self.preprocessing) if varied else evaluation_pipeline(self.preprocessing)
-        return Captioned(source, pipeline, self.seed, self.on_error, refill=train)
+        return Captioned(source, self._pipeline(train), self.seed, self.on_error, refill=train)
 
 
 def read_captions(file: Path) -> list[Entry]:

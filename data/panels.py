@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from .centre_crop import CentreCrop, centre_crop, to_tensor
+from .drawn import input_size
 from .findings import OnError
 from .folders import Source, existing, near
 from .images import Images
@@ -197,7 +198,7 @@ class PanelsData(Images):
 
     def read(self) -> Splits:
         root = existing(self.root)
-        size = (self.preprocessing or {"input_size": (3, 64, 64)})["input_size"]
+        size = input_size(self.preprocessing)
         named = {
             split: root / f"panels_{name}.jsonl"
             for split, names in SPLIT_NAMES.items()
@@ -208,9 +209,8 @@ class PanelsData(Images):
             named = {"train": root / "panels.jsonl"}
         if not named:
             raise FileNotFoundError(f"no panels in {root}: it has no panels.jsonl, nor panels_train.jsonl")
-        made = {split: PanelSource(file, self.layout, (size[1], size[2])) for split, file in named.items()}
-        val = made.get("val") or made.get("test")
-        return Splits([], made.get("train"), val, made.get("test") or val)
+        made = {split: PanelSource(file, self.layout, size) for split, file in named.items()}
+        return Splits.of([], made)
 
     def setup(self, stage: str | None = None) -> None:
         self._splits = None  # they are composed at the model's size

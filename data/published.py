@@ -173,8 +173,7 @@ class ImageNetData(Images):
         root, synsets = existing(self.root), imagenet_synsets()
         there = split_folders(root) or {"val": root}
         made = {split: Folder(place, synsets) for split, place in there.items()}
-        val = made.get("val") or made.get("test")
-        return Splits(synsets, made.get("train"), val, made.get("test") or val, names=human_names(root, synsets))
+        return Splits.of(synsets, made, human_names(root, synsets))
 
     def predictable(self) -> Source:
         return Files(self.root)

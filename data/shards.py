@@ -146,12 +146,12 @@ class ShardsData(Images):
 
     def read(self) -> Splits:
         index = self._index()
+        root = self.root if is_address(self.root) else str(existing(self.root))
         made = {
-            split: Shards(shards, index.classes, self.root, self.lanes, self.mix, self._cache(), int(self.room * 2**30))
+            split: Shards(shards, index.classes, root, self.lanes, self.mix, self._cache(), int(self.room * 2**30))
             for split, shards in index.splits.items()
         }
-        val = made.get("val") or made.get("test")
-        return Splits(index.classes, made.get("train"), val, made.get("test") or val, names=index.names)
+        return Splits.of(index.classes, made, index.names)
 
     def _cache(self) -> Path:
         """A folder of this set's own: others have shards of the same names."""

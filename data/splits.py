@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +27,14 @@ class Splits:
     names: list[str] | None = None
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(
+        cls, classes: list[str], made: Mapping[str, Source], names: list[str] | None = None, notes: tuple[str, ...] = ()
+    ) -> Splits:
+        """Of the sources that there are, by "train", "val", "test": val and test stand for one another."""
+        val, test = made.get("val"), made.get("test")
+        return cls(classes, made.get("train"), val or test, test or val, names, notes)
+
 
 def folder_splits(root: Path, val_fraction: float, test_fraction: float) -> Splits:
     """train/, val/ (or validation/), test/ of class folders under root; what is missing is found by rule:
@@ -47,7 +55,7 @@ def folder_splits(root: Path, val_fraction: float, test_fraction: float) -> Spli
         same_classes(first, other)
     train_folder, val_folder, test_folder = (folders.get(split) for split in ("train", "val", "test"))
     if train_folder is None or val_folder is not None:
-        return Splits(first.classes, train_folder, val_folder or test_folder, test_folder or val_folder)
+        return Splits.of(first.classes, folders)
     return hold_out(train_folder, train_folder.names(), test_folder, val_fraction, str(train_folder.root))
 
 

@@ -12,6 +12,7 @@ into parts that are attended to side by side; softmax over parts is exact when e
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -21,11 +22,16 @@ from .attend import attend
 PART = 256  # keys at least in a part: below, merging costs more than it gains
 
 
+def exactly(x: Tensor) -> AbstractContextManager[None]:
+    """Without autocast."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
 def scores(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: float | None = None) -> Tensor:
     """scale q k' + bias, (B h N M) in float32 (float64 for float64)."""
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     (b, h, n, d), (g, m) = q.shape, k.shape[1:3]
-    with torch.autocast(q.device.type if q.device.type != "meta" else "cpu", enabled=False):
+    with exactly(q):
         folded = q.to(wide).reshape(b, g, h // g * n, d)  # heads that share keys are rows of one product
         s = (folded @ k.to(wide).mT * (d**-0.5 if scale is None else scale)).view(b, h, n, m)
         if bias is None:
@@ -43,14 +49,15 @@ def weights(q: Tensor, k: Tensor, bias: Tensor | None = None, *, scale: float | 
 def partial(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, *,
             scale: float | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
     """What these keys alone give (B h N d), and the log-sum-exp of their scores (B h N), -inf where none may be seen;
-    both in float32."""
+    both in float32 (float64 for float64)."""
     s = scores(q, k, bias, scale=scale)
     (b, h, n, m), (g, d) = s.shape, (v.shape[1], v.shape[-1])
     if m == 0:
         return s.new_zeros(b, h, n, d), s.new_full((b, h, n), -torch.inf)
     lse = s.logsumexp(-1)
     w = (s - lse.masked_fill(lse == -torch.inf, 0)[..., None]).exp()  # 0 in an empty row: its scores are -inf
-    return (w.reshape(b, g, h // g * n, m) @ v.to(w.dtype)).view(b, h, n, d), lse
+    with exactly(q):
+        return (w.reshape(b, g, h // g * n, m) @ v.to(w.dtype)).view(b, h, n, d), lse
 
 
 def merge(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ as far as that agrees with what lies near in space (`Guided`).
 The variant of the record, a ViT on images, is built; those for text (1-D) and audio are not.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import pi
@@ -182,7 +181,7 @@ class Any2Point(nn.Module):
         if not isinstance(position, Embedding) or len(position.tokens) != 1:
             raise ValueError("Any2Point takes a ViT with one class token and a learned table of places")
         dim = backbone.channels[0]
-        if dim % 24 or (dim // 8) % 3:
+        if dim % 24:
             raise ValueError(f"{dim} channels: points become tokens of 8 times a multiple of 3")
         self.tokens = PointTokens(dim // 8, s.k, s.last)
         self.backbone, self.norm = Blocks(backbone), model.norm
@@ -246,9 +245,4 @@ def load_any2point(model: Any2Point, state: Mapping[str, Tensor], left_out: tupl
     """The authors' weights; the head and the frozen table of places, which their files may lack, stay as they are.
     Raises ValueError where a name has no place, or a place no name."""
     flat = {n: v.flatten(1) if v.ndim > 2 and n.startswith("patch_embed") else v for n, v in state.items()}
-    stays = {
-        n: v for n, v in model.state_dict().items()
-        if n == "table" or n.startswith("head.") or n.endswith("num_batches_tracked")
-    }  # fmt: skip
-    kept = {f"kept:{n}": v.clone() for n, v in stays.items() if not any(re.fullmatch(n, k) for k in flat)}
-    load(model, {**kept, **flat}, ((r"kept:(.*)", r"\1"), *NAMES), left_out)
+    load(model, flat, NAMES, left_out, ("table", r"head\..*", r".*\.num_batches_tracked"))

@@ -58,12 +58,6 @@ class LayerCache:
         keys, values, seen = self.append(k, v, stream.real)
         return read(q, keys, values, seen, stream, scale, first)
 
-    def reorder(self, kept: Tensor) -> None:
-        """The rows `kept` of the batch alone, in that order."""
-        if self.k is not None and self.v is not None:
-            self.k, self.v = self.k[kept], self.v[kept]
-            self.seen = None if self.seen is None else self.seen[kept]
-
 
 class Cache:
     """One `LayerCache` for each layer of a decoder. `make` makes a layer's own, where a policy keeps less than all."""

@@ -98,6 +98,7 @@ class PixelShuffle:
     def __post_init__(self) -> None:
         if self.side < 1:
             raise ValueError(f"side={self.side}: at least one token becomes one")
+        Project(self.depth, self.act)  # which says what is wrong with these
 
     def build(self, dim: int, out: int) -> nn.Module:
         return Shuffled(Project(self.depth, self.act).build(dim * self.side**2, out), self.side)
@@ -162,6 +163,10 @@ class Resampler:
     queries: int = 64
     depth: int = 2
     heads: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.queries, self.depth, self.heads) < 1:
+            raise ValueError(f"queries={self.queries}, depth={self.depth}, heads={self.heads}: each is at least 1")
 
     def build(self, dim: int, out: int) -> nn.Module:
         if dim % self.heads:

@@ -203,6 +203,8 @@ class Decoder(nn.Module):
             raise ValueError("several samples packed into one row are trained on, not generated from: no cache")
         if stream.past and cache is None:
             raise ValueError(f"these tokens come behind {stream.past} others, whose cache is missing")
+        if cache is not None and cache.read != stream.past:
+            raise ValueError(f"these tokens come behind {stream.past} others, and the cache has read {cache.read}")
 
     def entered(self, stream: Stream) -> Stream:
         x, a = stream.x, self.anatomy

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +67,17 @@ class Levels(nn.Module):
     def __init__(self, model: Classifier, levels: Sequence[int] = LEVELS):
         super().__init__()
         self.backbone, self.norm, self.in_chans = model.backbone, model.norm, model.in_chans
+        self.levels = tuple(levels)
+        self.__dict__["model"] = model  # for `arguments`, as in Tower
         self.taps = take(self.backbone.taps, list(levels))
         if not self.taps or self.taps != sorted(set(self.taps)):
-            raise ValueError(f"levels={tuple(levels)}: one block or more, each once, from the first to the last")
+            raise ValueError(f"levels={self.levels}: one block or more, each once, from the first to the last")
         self.dims = [self.backbone.channels[stage] for stage, _ in self.taps]
         self.dim, self.last = self.dims[0], self.backbone.channels[-1]
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor takes to make it anew, without weights."""
+        return {"model": self.__dict__["model"], "levels": self.levels}
 
     def forward(self, image: Tensor) -> list[Tensor]:
         taken = self.backbone.walk(image, self.taps, stop=True)[1]
@@ -128,6 +135,13 @@ class EpAlm(VisionLanguage):
         for part in self.frozen:
             part.requires_grad_(False)
         self.train(self.training)
+
+    def arguments(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("tower", "decoder", "image_token", "percept")}
+
+    def count(self, size: tuple[int, int]) -> int:
+        """None: what stands in front of the text has no place of its own."""
+        return 0
 
     def train(self, mode: bool = True) -> "EpAlm":
         super().train(mode)

@@ -1,5 +1,6 @@
 """How a picture is prepared for a tower."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +65,6 @@ def scaled(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 def open_eye(folder: str | Path, fit: Literal["crop", "pad"] = "crop") -> Eye:
     """As a folder's preprocessor_config.json (or processor_config.json) says."""
-    import json
-
     folder = Path(folder)
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():

@@ -89,33 +89,36 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], rules: Sequence[tuple[str, str]] = RULES,
-         left_out: Sequence[str] = LEFT_OUT) -> None:  # fmt: skip
+         left_out: Sequence[str] = LEFT_OUT, stays: Sequence[str] = ()) -> None:  # fmt: skip
     """Copies `state` into the model under the names that the rules make of its own, `name[2/3]` being the second of a
-    tensor's three equal parts. Strict: raises ValueError, and changes nothing, where a name has no rule, a shape
-    differs or a tensor of ours stays empty."""
+    tensor's three equal parts. Strict: raises ValueError, and changes nothing, where a name has no rule, two fill the
+    same, a shape differs or a tensor of ours stays empty that is none of `stays`, which may."""
     own = model.state_dict()
-    parts: dict[str, dict[int, tuple[int, Tensor]]] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
     problems = []
     for name, value in state.items():
         if any(re.fullmatch(pattern, name) for pattern in left_out):
             continue
         ours = next((m.expand(to) for pattern, to in rules if (m := re.fullmatch(pattern, name))), None)
-        split = re.fullmatch(r"(.*)\[(\d)/(\d)\]", ours or "")
-        target, part, of = (split[1], int(split[2]), int(split[3])) if split else (ours or "", 1, 1)
+        split = re.fullmatch(r"(.*)\[(\d)/\d\]", ours or "")
+        target, part = (split[1], int(split[2])) if split else (ours or "", 1)
         if target not in own:
             problems.append(f"no place for {name} {tuple(value.shape)}")
+        elif part in parts.setdefault(target, {}):
+            problems.append(f"{name} and another tensor both fill {ours}")
         else:
-            parts.setdefault(target, {})[part] = (of, value)
+            parts[target][part] = value
     filled = {}
     for name, pieces in parts.items():
-        value = torch.cat([pieces[i][1] for i in sorted(pieces)]) if len(pieces) > 1 else pieces[min(pieces)][1]
+        value = torch.cat([pieces[i] for i in sorted(pieces)]) if len(pieces) > 1 else pieces[min(pieces)]
         if value.shape != own[name].shape and value.numel() == own[name].numel() and value.ndim < own[name].ndim:
             value = value.view(own[name].shape)  # tokens and tables have a batch dimension of 1 here
         if value.shape != own[name].shape:
             problems.append(f"{name} is {tuple(value.shape)}, {tuple(own[name].shape)} is wanted")
         filled[name] = value
     shared = {value.data_ptr() for name, value in own.items() if name in filled}
-    problems += [f"nothing fills {n}" for n, v in own.items() if n not in filled and v.data_ptr() not in shared]
+    empty = [n for n, v in own.items() if n not in filled and v.data_ptr() not in shared]
+    problems += [f"nothing fills {n}" for n in empty if not any(re.fullmatch(pattern, n) for pattern in stays)]
     if problems:
         more = f", and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"these weights do not fit: {'; '.join(problems[:3])}{more}")

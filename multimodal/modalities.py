@@ -124,8 +124,8 @@ class Words(nn.Module):
     def forward(self, ids: Tensor) -> Pieces:
         if ids.ndim != 2 or ids.is_floating_point():
             raise ValueError(f"texts of shape {tuple(ids.shape)} and type {ids.dtype}: ids (B, L) are wanted")
-        if bool((ids >= self.words.num_embeddings).any() | (ids < 0).any()):
-            raise ValueError(f"a word of id {int(ids.max())}: the vocabulary has {self.words.num_embeddings}")
+        if bool((wrong := (ids >= self.words.num_embeddings) | (ids < 0)).any()):
+            raise ValueError(f"a word of id {int(ids[wrong][0])}: the vocabulary has {self.words.num_embeddings}")
         x, real = self.words(ids), ids != self.pad
         return Pieces(x + axes([ids.shape[1]], x.shape[-1]).to(x), None if bool(real.all()) else real)
 
@@ -189,6 +189,9 @@ class Columns(nn.Module):
         if numbers.shape[1:] != self.weight.shape[:1] or categories.shape[1:] != (len(self.categories),):
             raise ValueError(f"tables of {numbers.shape[-1]} numbers and {categories.shape[-1]} categories: "
                              f"{len(self.weight)} and {len(self.categories)} are wanted")  # fmt: skip
+        for i, (column, c) in enumerate(zip(self.categories, categories.unbind(1), strict=True)):
+            if bool((c >= (n := column.num_embeddings)).any()):  # type: ignore[operator]
+                raise ValueError(f"category {int(c.max())} in column {i} of categories, which has {n} values")
         there = torch.cat([~numbers.isnan(), categories >= 0], 1)
         x = numbers.nan_to_num()[..., None].to(self.weight.dtype) * self.weight + self.bias
         named = [column(c.clamp(min=0)) for column, c in zip(self.categories, categories.unbind(1), strict=True)]

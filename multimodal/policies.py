@@ -96,9 +96,9 @@ class BoundedCache(LayerCache):
         assert self.k is not None
         assert self.v is not None
         assert self.worth is not None
-        y = read(q, self.k, self.v, self.seen, stream, scale, False) if self.seen is None else self.masked(q, scale)
-        self.worth += self.received(q, self.k, None if self.seen is None else self.per_head(q), scale)
-        return y
+        bias = None if self.seen is None else self.seen.repeat_interleave(q.shape[1] // k.shape[1], 1)[:, :, None]
+        self.worth += self.received(q, self.k, bias, scale)
+        return decode(q, self.k, self.v, bias, scale=scale)  # bias: B h 1 M
 
     def begin(self, q: Tensor, k: Tensor, v: Tensor, stream: Stream, scale: float | None) -> Tensor:
         """The prompt is read as a whole; then only what fits is kept."""
@@ -162,16 +162,6 @@ class BoundedCache(LayerCache):
             worth[..., :end] += self.summed(score, g)
         return worth
 
-    def per_head(self, q: Tensor) -> Tensor:
-        """B h 1 M of `seen`."""
-        assert self.seen is not None
-        return self.seen.repeat_interleave(q.shape[1] // self.seen.shape[1], 1)[:, :, None]
-
-    def masked(self, q: Tensor, scale: float | None) -> Tensor:
-        assert self.k is not None
-        assert self.v is not None
-        return decode(q, self.k, self.v, self.per_head(q), scale=scale)
-
     def received(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
         """(B g M): the attention that each key receives from these queries, summed over them and over the heads that
         share it."""
@@ -201,5 +191,9 @@ class NoisyCache(BoundedCache):
             self.generator = torch.Generator(score.device).manual_seed(self.seed)
         noise = torch.empty_like(score).exponential_(generator=self.generator).log().neg()  # Gumbel(0, 1)
         now = 1 + (self.tau - 1) * min(1.0, self.step / self.steps)
-        self.step += score.shape[2] == 1
         return super().share((score + noise) / now)
+
+    def received(self, q: Tensor, k: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+        worth = super().received(q, k, bias, scale)
+        self.step += 1
+        return worth

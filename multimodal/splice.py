@@ -62,6 +62,8 @@ def splice(samples: Sequence[Sample], features: Sequence[Sequence[Tensor]], embe
     if sorted(i for r in rows for i in r) != list(range(len(samples))):
         raise ValueError(f"rows {rows} do not hold each of the {len(samples)} samples once")
     ids, image, labels, place, segment = [], [], [], [], []
+    if (empty := next((i for i, s in enumerate(samples) if len(s.ids) == 0), None)) is not None:
+        raise ValueError(f"sample {empty} has no tokens: a prompt takes at least one")
     learned = [s.labels is not None for s in samples]
     if any(learned) != all(learned):
         raise ValueError(f"sample {learned.index(False)} has no labels, others have; give all of them labels, or none")

@@ -27,8 +27,8 @@ class Tower(nn.Module):
     """image (B 3 H W) -> Seen.
 
     level: after which block of a model of one resolution, or stage of a pyramid, counted from 0 or from the end (-2 is
-        LLaVA's last but one); several are laid side by side in the channels. The last is behind the classifier's norm,
-        where there is one.
+        LLaVA's last but one); several are laid side by side in the channels. The last, alone, is behind the
+        classifier's norm, where there is one.
     special: whether class and register tokens come too, in front.
     fewer: hand on fewer tokens where a plugin merged or dropped some; False: each patch gets the token that it is in.
 

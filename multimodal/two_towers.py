@@ -94,6 +94,8 @@ class ZeroShot(nn.Module):
         super().__init__()
         if len(set(classes)) < len(classes) or len(classes) < 2:
             raise ValueError(f"classes {list(classes)[:5]}: at least two, and each once, can be told apart")
+        if not prompts:
+            raise ValueError("prompts=(): something must be said of each class; '{}' is its name alone")
         for prompt in prompts:
             if prompt.count("{}") != 1:
                 raise ValueError(f"prompt {prompt!r}: it holds {{}} once, where a class's name goes")

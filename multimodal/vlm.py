@@ -46,6 +46,12 @@ class VisionLanguage(nn.Module):
         """The tokens (n C) of each image, (3 H W) or tiles (T 3 H W), whose tokens follow each other."""
         return see(self.tower, self.connector, images)
 
+    def count(self, size: tuple[int, int]) -> int:
+        """How many tokens an image, or a tile, of `size` (H, W) becomes where no plugin makes them fewer."""
+        tower = self.tower
+        special = len(tower.backbone.specials[tower.taps[0][0]]) if tower.special else 0
+        return self.spec.count(tower.grid(size), special)
+
     def splice(self, samples: Sequence[Sample], *, side: Side = "right", rows: Rows | None = None) -> Stream:
         """What the decoder reads. Raises ValueError where placeholders and images differ, or a row is longer than the
         decoder's context."""

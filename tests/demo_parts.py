@@ -3,12 +3,12 @@
 import io
 import json
 import struct
-import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -243,17 +243,6 @@ def served(runs: Path, **limits):
 
 def at_once(count: int, do) -> list:
     """What `do(i)` gives, or raises, in threads that run together."""
-    results: list = [None] * count
-
-    def run(i: int) -> None:
-        try:
-            results[i] = do(i)
-        except Exception as error:  # told to whoever compares
-            results[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    return results
+    with ThreadPoolExecutor(count) as pool:
+        answers = [pool.submit(do, i) for i in range(count)]
+    return [answer.exception() or answer.result() for answer in answers]

@@ -52,6 +52,15 @@ def read_rows(path: str | Path, what: str, within: Sequence[str] = ()) -> list[R
     return found
 
 
+def whole(path: str | Path) -> Row:
+    """What a file of rows says beside them: the object that it is; {} of a list or of lines."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def parsed(line: str, place: str) -> Any:
     try:
         return json.loads(line)

@@ -98,7 +98,9 @@ class Cli(LightningCLI):
         self.made = {key: self.config_init[key] for key in CALLBACKS}
         self.signals = Signals(self.made["checkpoints"])
         extra: dict[str, Any] = {"plugins": [*as_list(settings.plugins), PlainFiles()]}
-        callbacks = [self.made["progress"], self.made["guard"], Rates(), self.made["pictures"]]
+        callbacks = [self.made["guard"], Rates(), self.made["pictures"]]
+        if settings.enable_progress_bar is not False:
+            callbacks.insert(0, self.made["progress"])
         if self.verb == "fit":
             if settings.logger in (None, True):
                 board = TensorBoardLogger(self.folder, name="", version="tensorboard", purge_step=self.resumed_at)
@@ -115,8 +117,6 @@ class Cli(LightningCLI):
         options["callbacks"] = [*as_list(settings.callbacks), *callbacks]
         if self.save_config_callback and not settings.fast_dev_run:
             options["callbacks"].append(self.save_config_callback(self.parser, self.config, **self.save_config_kwargs))
-        if self.verb == "fit" and settings.enable_progress_bar is False:
-            options["callbacks"].remove(self.made["progress"])
         return L.Trainer(**options)
 
 

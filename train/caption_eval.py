@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .answers import ANSWER, Asked, add_answers, ask, by_id, field, paired, read_rows, settled
+from .answers import ANSWER, Asked, add_answers, ask, by_id, field, paired, read_rows, settled, whole
 from .caption_score import JAVA, TOKENIZERS, score
 from .cli import UsageError
 from .coco_eval import deliver
@@ -106,8 +106,7 @@ def read_captions(file: str) -> Truth:
     if empty := [key for key, said in captions.items() if not said]:
         raise ValueError(f"{file}: {empty[0]} has no caption")
     if any("image_id" in row for row in rows):
-        listed = json.loads(Path(file).read_text(encoding="utf-8"))
-        files |= {image["id"]: image["file_name"] for image in listed["images"]} if isinstance(listed, dict) else {}
+        files |= {image["id"]: image["file_name"] for image in whole(file).get("images", ())}
     return Truth(captions, {key: files[key] for key in captions})
 
 

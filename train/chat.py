@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-k", type=positive, metavar="K", help="draw among the K likeliest")
     add("--seed", type=natural, default=0, metavar="N", help="of what is drawn (0)")
     add("--plugin", metavar="SPEC", help="of the language model, e.g. fastv:k=2,r=0.5")
-    add("--tokens", metavar="SPEC", help="a token plugin of the tower, e.g. tome:r=8")
+    add("--tokens", metavar="SPEC", help="a token plugin of the tower in place of its own, e.g. tome:r=8, or none")
     add("--weights", choices=("ema", "raw"), default="ema", help="the average of the weights or themselves (ema)")
     add("--precision", choices=("float32", "bfloat16"), default="float32", help="of what is computed (float32)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
@@ -72,9 +73,9 @@ def plug(talker: "Talker", args: argparse.Namespace) -> None:
 
         plugins.attach(talker.vlm, plugins.plugin(args.plugin))
     if args.tokens:
-        from ..vision.plugins import attach, plugin
+        from .judge import set_tokens
 
-        attach(talker.vlm.tower, plugin(args.tokens))
+        set_tokens(talker.vlm.tower, args.tokens, args.model)
 
 
 class Chat:
@@ -141,7 +142,7 @@ class Chat:
         if word == "/new":
             self.begin()
         elif word == "/image":
-            self.pictures = [read_image(Path(file)) for file in rest.split()]
+            self.pictures = [read_image(Path(file)) for file in shlex.split(rest)]
             self.begin()
         elif line:
             self.show(line)

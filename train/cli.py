@@ -83,12 +83,25 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see {self.prog} --help")
 
     def parse_args(self, args=None, namespace=None):
-        args, rest = self.parse_known_args(args, namespace)
+        line = list(sys.argv[1:] if args is None else args)
+        task = self.task_of(line)
+        known = {*self._option_string_actions, *options(task)}
+        for word in line[: line.index("--")] if "--" in line else line:  # before argparse misses the one that was meant
+            if word.startswith("--") and " " not in word and word.partition("=")[0] not in known:
+                task.stray(word)
+        found, rest = self.parse_known_args(line, namespace)
         if rest:
-            word = rest[0]
-            known = [name for name in options(self) if name.startswith("-") == word.startswith("-")]
-            self.error(f"unrecognized argument {word!r}{near(word.partition('=')[0], known)}")
-        return args
+            task.stray(rest[0])
+        return found
+
+    def task_of(self, line: Sequence[str]) -> "Parser":
+        """The parser of the task that the line names (`coco` of `eval coco`); else this one."""
+        tasks = [a.choices for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return next((choices[word] for choices in tasks for word in line if word in choices), self)
+
+    def stray(self, word: str) -> NoReturn:
+        known = dict.fromkeys(name for name in options(self) if name.startswith("-") == word.startswith("-"))
+        self.error(f"unrecognized argument {word!r}{near(word.partition('=')[0], known)}")
 
 
 def options(parser: argparse.ArgumentParser) -> Iterator[str]:
@@ -127,7 +140,8 @@ def find_command(line: Sequence[str]) -> int:
         before = line[i - 1] if i else ""
         if not word.startswith("-") and not (before.startswith("-") and "=" not in before):
             return i
-    raise UsageError(f"no command; choose from {', '.join(COMMANDS)}")
+    hint = near(line[0], ("--import", "--offline", "--traceback", "--version", "--help"))
+    raise UsageError(f"no command beside {line[0]}{hint or '; choose from ' + ', '.join(COMMANDS)}")
 
 
 def take(line: list[str], flag: str) -> bool:
@@ -153,14 +167,19 @@ def take_values(line: list[str], flag: str) -> list[str]:
 def bring_in(modules: Iterable[str]) -> None:
     """Imports modules of the user's, from the working folder too."""
     for name in modules:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise UsageError(
+                f"--import {name}: a module's name is needed, as Python imports it, e.g. mine or mine.blocks"
+            )
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:
             import_module(name)
         except ModuleNotFoundError as error:
-            if error.name != name:
+            if not f"{name}.".startswith(f"{error.name}."):
                 raise
-            raise UsageError(f"--import {name}: no such module here ({os.getcwd()}) or installed") from error
+            hint = f"; did you mean {name[:-3]}?" if name.endswith(".py") else ""
+            raise UsageError(f"--import {name}: no such module here ({os.getcwd()}) or installed{hint}") from error
 
 
 def dispatch(line: list[str]) -> int:

@@ -189,9 +189,7 @@ class Converse(Trained):
     def count(self, size: tuple[int, int]) -> int:
         """How many tokens an image, or tile, of this size becomes."""
         if size not in self.counts:  # a tower goes through all its stages to tell
-            tower = self.model.tower
-            special = len(tower.backbone.specials[tower.taps[0][0]]) if tower.special else 0
-            self.counts[size] = self.model.spec.count(tower.grid(size), special)
+            self.counts[size] = self.model.count(size)
         return self.counts[size]
 
     def training_step(self, batch: Batch, index: int) -> Tensor:

@@ -8,7 +8,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from PIL import Image
 from torch import Tensor, nn
 
-from .dense import STANDARD, Dense, check_network
+from .dense import Dense
 from .dense_metrics import DetectionScores
 from .detector import Detections, at_size
 from .drawing import with_objects
@@ -27,6 +27,7 @@ class Detect(Dense):
     in predictions.png; it is judged all the same. Optimiser, schedule, rates, `ema` and `adapter` as in `Trained`.
     """
 
+    kind, example = "detector", "patchloom.vision.heads.detection.FCOS"
     headline = ("map", "map50", "mask_map", "mask_map50")
 
     def __init__(
@@ -40,9 +41,7 @@ class Detect(Dense):
         adapter: Any = None,
         score: float = 0.3,
     ):
-        check_network(model, "detector", "patchloom.vision.heads.detection.FCOS")
         super().__init__(model, optimizer, schedule, layer_decay, lr_scales, ema, adapter)
-        self.preprocessing = {**STANDARD, **self.preprocessing}
         self.masks, self.score = bool(getattr(model, "masks", False)), score
 
     def adopt(self, classes: list[str]) -> None:

@@ -100,6 +100,10 @@ class Diffuse(Trained):
             )
         if "latents" in here:
             return
+        if self.autoencoder is not None:
+            raise ValueError(
+                f"model.autoencoder={self.autoencoder} decodes latents, the data gives pixels: leave it out"
+            )
         mean, std = (here.get(name, default) for name, default in IMAGENET.items())
         if {*torch.tensor(mean).flatten().tolist(), *torch.tensor(std).flatten().tolist()} != {0.5}:
             raise ValueError(

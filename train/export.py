@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", action="store_true", help="fold batch norms and side branches into weights first")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of weights and images (float32)")
     parser.add_argument("--size", type=image_size, metavar="N|HxW", help="image size, instead of the model's own")
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at a time (1)")
+    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images at a time, if fixed (1)")
     parser.add_argument("--features", action="store_true", help="the maps of the backbone instead of an answer")
     parser.add_argument("--tokens", metavar="SPEC", help="a token plugin, e.g. tome:r=8; none: without its own")
     parser.add_argument("--adapter", metavar="FOLDER", help="a saved adapter, or the run that trained it, merged")
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     from .judge import load_any
 
     out = destination(args)
+    if args.dynamic and args.batch != 1:
+        raise ValueError(f"--batch {args.batch}: a file of --dynamic takes any number of images; leave one of them out")
     if args.format == "onnx":
         if args.dtype == "bfloat16":
             raise ValueError(
@@ -95,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
 def destination(args: argparse.Namespace) -> Path:
     suffix = FORMATS[args.format]
-    word = args.model.partition("=")[0].rstrip("/").replace(":", "_")
-    path = Path(args.out or Path(word).name.removesuffix(".ckpt") + suffix)
+    word = args.model.partition("=")[0].replace(":", "_")
+    path = Path(args.out or Path(word).absolute().name.removesuffix(".ckpt") + suffix)
     if path.suffix != suffix:
         raise ValueError(f"--out {path}: a file of --format {args.format} ends in {suffix}")
     if not path.parent.is_dir():
@@ -141,6 +143,7 @@ def write(network: "Portable", path: Path, args: argparse.Namespace, about: dict
     if args.format == "exported-program":
         torch.export.save(program, path, extra_files={"patchloom.json": text})
         return ranges
+    keep_small(program)
     try:
         onnx = torch.onnx.export(
             program, input_names=list(network.inputs), output_names=list(network.outputs), dynamo=True, verbose=False
@@ -202,6 +205,23 @@ def exported(network: "Portable", example: tuple["Tensor", ...], shapes: Any) ->
         graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def keep_small(program: "torch.export.ExportedProgram") -> None:
+    """Makes each tiny number that is added, as an epsilon is, a tensor (1): onnxscript takes x + 1e-8 for x + 0, and
+    leaves the addition out."""
+    import torch
+
+    added = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor)
+    for graph in (m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)):
+        for node in [n for n in graph.nodes if n.target in added and isinstance(n.args[1], float)]:
+            (x, small), like = node.args, node.args[0].meta["val"]
+            if 0 < abs(small) < 1e-7 and like.ndim:
+                with graph.inserting_before(node):
+                    full = graph.call_function(torch.ops.aten.full.default, ([1], small), {"dtype": like.dtype})
+                full.meta["val"] = like.new_full((1,), small)
+                node.args = (x, full)
+    program.graph_module.recompile()
 
 
 def first_line(error: BaseException) -> str:

@@ -155,19 +155,18 @@ def prepared(preprocessing: Mapping[str, Any]) -> str:
 
 
 def usage(about: Mapping[str, Any]) -> str:
-    shape = [about["ranges"]["batch"][0], *about["input_size"]]
-    if about["format"] == "exported-program":
-        call = f'torch.export.load("{about["file"]}").module()(torch.randn({shape}))'
-        return f"\n```python\nimport torch\n\n{call}\n```\n" if len(about["inputs"]) == 1 else ""
-    kind = {"float32": "float32", "float16": "float16"}[about["dtype"]]
     if len(about["inputs"]) != 1:
         return ""
+    shape = [about["ranges"]["batch"][0], *about["input_size"]]
+    if about["format"] == "exported-program":
+        call = f'torch.export.load("{about["file"]}").module()(torch.randn({shape}, dtype=torch.{about["dtype"]}))'
+        return f"\n```python\nimport torch\n\n{call}\n```\n"
     return f"""
 ```python
 import numpy, onnxruntime
 
 session = onnxruntime.InferenceSession("{about["file"]}")
-session.run(None, {{"image": numpy.zeros({shape}, numpy.{kind})}})
+session.run(None, {{"image": numpy.zeros({shape}, numpy.{about["dtype"]})}})
 ```
 """
 

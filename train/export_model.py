@@ -98,8 +98,11 @@ def merge_if_possible(model: nn.Module) -> None:
 def signature(model: nn.Module, spec: str) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """(task, names of inputs, names of outputs)."""
     if isinstance(model, Denoiser):
-        y = () if model.num_classes is None and model.text is None else ("y",)
-        return "unconditional-image-generation", ("x", "t", *y), ("prediction",)
+        if model.text is not None:
+            return "text-to-image", ("x", "t", "y"), ("prediction",)
+        if model.num_classes is not None:
+            return "class-to-image", ("x", "t", "y"), ("prediction",)
+        return "unconditional-image-generation", ("x", "t"), ("prediction",)
     if isinstance(model, Pyramid):
         return "image-feature-extraction", ("image",), tuple(f"map{i}" for i in range(len(model.channels)))
     if isinstance(model, (Segmenter, SemanticSegmenter)):
@@ -109,6 +112,8 @@ def signature(model: nn.Module, spec: str) -> tuple[str, tuple[str, ...], tuple[
             f"{spec} is a detector: which boxes it keeps depends on the image, which no file of fixed operations does; "
             "--features exports its backbone"
         )
+    if hasattr(model, "image_token") or hasattr(model, "of_texts"):
+        raise ValueError(f"{spec} takes texts beside images: files are made of networks that take images alone")
     return "image-classification", ("image",), ("logits",)
 
 

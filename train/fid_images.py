@@ -159,7 +159,7 @@ def open_archive(path: Path) -> dict[str, np.ndarray]:
 
 
 def save_statistics(path: Path, found: Features, about: dict[str, Any]) -> None:
-    """mu, sigma (as pytorch-fid names them), count, features, logits, and how they came about."""
+    """mu, sigma (as pytorch-fid names them), count, features, and how they came about."""
     import io
 
     if path.suffix != ".npz":

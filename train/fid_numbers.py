@@ -85,7 +85,7 @@ def inception_score(logits: Tensor, splits: int = SPLITS, seed: int = SHUFFLE) -
     """
     count = len(logits)
     if count < splits:
-        raise ValueError(f"{count} images are fewer than the {splits} splits of the inception score")
+        raise ValueError(f"{count} images are fewer than the {splits} splits of the inception score: leave it out")
     order = np.random.RandomState(seed).permutation(count)
     log_p = logits[torch.from_numpy(order)].double().log_softmax(1)
     scores = []

@@ -119,16 +119,15 @@ class Generated:
     def of(cls, args: argparse.Namespace) -> "Generated":
         path = Path(args.generated)
         given = {name: getattr(args, name) for name in ("sampler", "steps", "guidance", "seed", "decoder")}
-        if args.adapter and not is_run(path):
-            raise UsageError(f"--adapter {args.adapter}: {path} holds pictures, and nothing is generated")
+        for name in ("adapter", "captions") if not is_run(path) else ():
+            if there := getattr(args, name):
+                raise UsageError(f"--{name} {there}: {path} holds pictures, and nothing is generated")
         if path.suffix == ".npz":
             content = open_archive(path)
             if "arr_0" not in content:
                 raise ValueError(f"{path}: has no arr_0, the pictures; it has {', '.join(content) or 'nothing'}")
             return cls(args.generated, array_images(path, content["arr_0"], args.count), stated({}, given, str(path)))
         if not is_run(path):
-            if args.captions:
-                raise UsageError(f"--captions {args.captions}: {path} holds pictures, and nothing is generated")
             written = read_statement(path)
             return cls(args.generated, FolderImages(path, args.count), stated(written, given, f"{path}/protocol.json"))
         pictures, how = made_by(args)

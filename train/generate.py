@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--size", type=image_size, metavar="N|HxW", help="in pixels (what it was trained for)")
     add("--inpaint", metavar="IMAGE", help="make what --mask says of it")
     add("--mask", metavar="IMAGE", help="white is to be made, black stays")
-    add("--repeats", type=positive, default=1, metavar="N", help="go back and forth so often when inpainting (1)")
+    add("--repeats", type=positive, metavar="N", help="go back and forth so often when inpainting (1)")
     add("--panels", type=panels, metavar="RxC", help="images are sets of panels: cut them apart in --out")
     add("--given", nargs="+", default=[], metavar="IMAGE", help="with --panels: the first ones; the others are made")
     add("--vae", metavar="DIR|NAME", help="decodes latents (that of the data)")
@@ -113,6 +113,10 @@ def check(args: argparse.Namespace) -> None:
         args.parser.error("--inpaint IMAGE and --mask IMAGE belong together")
     if args.given and (not args.panels or args.inpaint):
         args.parser.error("--given needs --panels, and does not go with --inpaint")
+    if args.repeats and not (args.inpaint or args.given):
+        args.parser.error("--repeats needs something that is known: --inpaint IMAGE, or --panels with --given")
+    if args.panels and not (args.out or args.given):
+        args.parser.error("--panels cuts the images in --out DIR apart: say where")
     if args.given and len(args.given) >= args.panels[0] * args.panels[1]:
         raise ValueError(
             f"--given {len(args.given)} images for {args.panels[0]} x {args.panels[1]} panels: none is left"
@@ -169,14 +173,14 @@ def region(args: argparse.Namespace, settings: "MakeSettings", maker: "ImageMake
     if args.inpaint:
         from .inpaint import read_region
 
-        return read_region(args.inpaint, args.mask, size, args.repeats)
+        return read_region(args.inpaint, args.mask, size, args.repeats or 1)
     if args.given:
         from ..data.panels import Layout
         from ..data.read import read_image
         from .inpaint import Region
 
         canvas, keep = Layout(*args.panels).canvas([read_image(file) for file in args.given], size)
-        return Region(canvas, keep, args.repeats)
+        return Region(canvas, keep, args.repeats or 1)
     return None
 
 

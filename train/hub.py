@@ -81,7 +81,7 @@ def write_model(spec: str, folder: Path, *, license: str | None = None) -> list[
         about |= {"model": about["architecture"], "source": None}
     write_tensors(model, head, folder / TENSORS)
     write_whole(folder / CONFIG, json.dumps(config(model, classes, about, head), indent=1, ensure_ascii=False) + "\n")
-    write_whole(folder / README, readme(classes, about))
+    write_whole(folder / README, readme(classes, about, use(model)))
     return [folder / name for name in (TENSORS, CONFIG, README)]
 
 
@@ -126,7 +126,16 @@ def front(license: str | None, tags: list[str], **more: str) -> str:
     return "\n".join(["---", *rows, "tags:", *(f"- {tag}" for tag in tags), "---", ""])
 
 
-def readme(classes: list[str], about: Mapping[str, Any]) -> str:
+def use(model: nn.Module) -> str:
+    """The command that asks the model something, once it lies in the folder `model`."""
+    if hasattr(model, "predictions"):  # a denoiser
+        return "generate --checkpoint model"
+    if hasattr(model, "image_token"):
+        return "chat model --image photo.jpg"
+    return "predict model photo.jpg" + (' --named "a circle" "a star"' if hasattr(model, "of_texts") else "")
+
+
+def readme(classes: list[str], about: Mapping[str, Any], command: str) -> str:
     from .export_card import UNKNOWN, prepared
     from .export_card import classes as listed
 
@@ -140,7 +149,7 @@ A {about["architecture"]} of {about["parameters"]:,} parameters. Licence: {about
 
 ```
 patchloom pull OWNER/NAME --out model
-patchloom predict model photo.jpg
+patchloom {command}
 ```
 
 {listed(classes)}Written by {about["made_by"]}.
@@ -166,20 +175,35 @@ patchloom predict {card.backbone} photo.jpg --adapter adapter
 {listed(card.classes)}"""
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether the folder holds a model that `push` or `pull` put there, whatever state it is in."""
+    if not (folder / CONFIG).is_file():
+        return False
+    try:
+        said = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(said, dict) and "patchloom" in said
+
+
 @contextmanager
 def staged(folder: Path) -> Iterator[Path]:
     """An empty folder beside `folder`, whose files go there once the block is through: a repository that was there
     keeps them until then. Raises HubError where `folder` holds something else."""
     if folder.is_file():
         raise HubError(f"{folder} is a file; name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file() and not is_adapter(folder):
+    if folder.is_dir() and any(folder.iterdir()) and not is_adapter(folder) and not is_ours(folder):
         raise HubError(f"folder {folder} holds something else than a model's repository; name another, or an empty one")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    written: set[str] = set()
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as part:
         yield Path(part)
         folder.mkdir(exist_ok=True)
         for file in sorted(Path(part).iterdir()):
             os.replace(file, folder / file.name)
+            written.add(file.name)
+        for name in set(FILES) - written:  # of a model where an adapter lies now, say
+            (folder / name).unlink(missing_ok=True)
 
 
 def push(spec: str, place: Place, *, license: str | None = None, private: bool = False, message: str = "") -> str:

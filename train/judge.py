@@ -261,5 +261,8 @@ def positive(text: str) -> int:
 
 
 def image_size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return positive(height), positive(width or height)
+    height, cross, width = text.partition("x")
+    try:
+        return positive(height), positive(width if cross else height)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: N, or HxW as in 240x320") from error

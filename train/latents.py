@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..data.latents import MANIFEST
     from ..vision.generation.autoencoder import Autoencoder
 
     sources = sources_of(args.data)
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--size {args.size[0]}x{args.size[1]}: sides must be multiples of {f} for {args.vae}")
     manifest = begin(Path(args.out), plan(args, autoencoder, sources))
     splits = {split: list(shards(args, split, source, autoencoder, manifest)) for split, source in sources.items()}
-    write_whole(Path(args.out) / "latents.json", replace(manifest, splits=splits).text())
+    write_whole(Path(args.out) / MANIFEST, replace(manifest, splits=splits).text())
     counts = {split: sum(n for _, n in files) for split, files in splits.items()}
     said = {"out": args.out, "autoencoder": args.vae, "size": list(manifest.size), "pictures": counts}
     if args.json:
@@ -161,7 +162,9 @@ def rows_of(path: Path, names: str) -> int | None:
     try:
         with safe_open(path, "pt") as file:
             if (file.metadata() or {}).get("names") != names:
-                raise ValueError(f"{path} holds latents of other pictures: DATA has changed; take another OUT")
+                raise ValueError(
+                    f"{path} holds latents of other pictures: DATA or --shard has changed; take another OUT"
+                )
             return int(file.get_slice("labels").get_shape()[0])
     except SafetensorError:  # damaged: it is made anew
         return None

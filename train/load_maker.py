@@ -39,7 +39,15 @@ def load_maker(
     what decodes latents and encodes captions, instead of what the run or the publication names."""
     target = choose_device(device)
     path = None if "=" in spec else checkpoint.find(spec)
+    if not ema and (path is None or adapter is not None):
+        what = f"adapter {adapter} learned on the average" if adapter is not None else f"{spec} was published as that"
+        raise ValueError(f"--weights raw: {what}; leave it out")
     if path is None:
+        if adapter is not None:
+            raise ValueError(
+                f"--adapter {adapter}: {spec} is a published name; the run that trained the adapter has the network "
+                "with it: give that run alone"
+            )
         return published_maker(spec, target, vae, text, precision)
     content = checkpoint.read(path) if path.is_file() else {}
     head = content.get("patchloom")
@@ -49,9 +57,8 @@ def load_maker(
         )
     averaged = any(name.startswith("ema.") for name in content["state_dict"])
     del content
-    model, classes, preprocessing = load_model(str(path), ema=ema)
-    if adapter is not None:
-        model, classes, preprocessing = load_adapted(spec, adapter)
+    made = load_model(str(path), ema=ema) if adapter is None else load_adapted(spec, adapter)
+    model, classes, preprocessing = made
     if not isinstance(model, Denoiser):
         raise CheckpointError(f"{path}: holds a {type(model).__name__}, which is no denoiser")
     autoencoder = None

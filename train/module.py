@@ -2,7 +2,8 @@
 and metrics, and a checkpoint that rebuilds it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import lightning as L
@@ -147,7 +148,7 @@ class Trained(L.LightningModule):
 
     def judge_step(self, kind: str, batch: Any) -> Any:
         """Brings `judges[kind]` up to date; what it returns goes to the pictures."""
-        raise NotImplementedError(f"{type(self).__name__} says nothing of how it is judged")
+        raise AssertionError(f"{type(self).__name__} does not say how it is judged")
 
     def batches_of_an_epoch(self) -> int:
         """0 where nobody knows."""
@@ -200,6 +201,16 @@ class Trained(L.LightningModule):
             self.trainer.model.require_forward_param_sync = on
         if self.device_mesh is not None:
             gather(self.model if self.ema is None else self.ema, whole=not on)
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """All processes enter; in the block each goes its own way with the network that is judged, or has nothing to
+        do, as where the first one draws."""
+        self._together(False)
+        try:
+            yield
+        finally:
+            self._together(True)
 
     # ------------------------------------------------------------------------------------------------- checkpoints
 

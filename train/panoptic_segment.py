@@ -3,18 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from PIL import Image
 from torch import Tensor, nn
 
 from ..vision.heads.mask_tasks import PanopticSegmenter
 from ..vision.heads.segments import Panoptic
-from .dense import STANDARD, Dense
+from .dense import Dense
 from .dense_metrics import PanopticScores
 from .drawing import with_segments
-from .ema import Ema
-from .optim import Schedule
 from .panoptic import Panorama, Segment, drawn
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -31,22 +27,11 @@ class PanopticSegment(Dense):
 
     headline = ("pq", "pq_things", "pq_stuff")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4, weight_decay=0.05, fused=True),
-        schedule: Schedule | LRSchedulerCallable | None = None,
-        layer_decay: float | None = None,
-        lr_scales: dict[str, float] | None = None,
-        ema: Ema | None = None,
-        adapter: Any = None,
-    ):
+    def check_network(self, model: nn.Module) -> None:
         if not isinstance(model, PanopticSegmenter):
             raise ValueError(
                 f"{type(model).__name__} cuts no picture into segments: PanopticSegmenter (of a Mask2Former, say) does"
             )
-        super().__init__(model, optimizer, schedule, layer_decay, lr_scales, ema, adapter)
-        self.preprocessing = {**STANDARD, **self.preprocessing}
 
     def meet(self, named: list[str], stage: str) -> list[str]:
         classes = super().meet(named, stage)

@@ -82,7 +82,14 @@ def split_files(data: Path) -> dict[str, Path]:
     found = sorted(path for path in data.iterdir() if path.suffix in (".json", ".jsonl") and "pope" in path.stem)
     if not found:
         raise FileNotFoundError(f"{data} holds no questions: files such as coco_pope_random.json are due")
-    return {split_name(path): path for path in found}
+    named: dict[str, Path] = {}
+    for path in found:
+        other = named.setdefault(split_name(path), path)
+        if other != path:
+            raise ValueError(
+                f"{data}: {other.name} and {path.name} are both of {split_name(path)}: name one with --data"
+            )
+    return named
 
 
 def split_name(path: Path) -> str:

@@ -49,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--named", nargs="+", metavar="TEXT", help="of a contrastive run: texts, of which the likeliest is found"
     )
     dense = parser.add_argument_group("detectors")
-    dense.add_argument(
-        "--score", type=chance, default=0.3, metavar="P", help="what is less likely is not drawn or listed (0.3)"
-    )
+    dense.add_argument("--score", type=chance, metavar="P", help="what is less likely is not drawn or listed (0.3)")
     dense.add_argument(
         "--annotations", metavar="FILE", help="COCO's file whose ids of images and categories the results take"
     )
@@ -67,11 +65,12 @@ def run(args: argparse.Namespace) -> int:
         spec, random_weights=args.random_weights, size=args.size, device=args.device, tokens=args.tokens,
         adapter=args.adapter,
     )  # fmt: skip
-    from .predict_dense import is_dense
+    from .predict_dense import is_dense, refuse
     from .predict_dense import run as run_dense
 
     if is_dense(judge.model):
         return run_dense(args, judge, files)
+    refuse(args, ("score", "annotations"), f"{judge.spec} finds no objects")
     destination = check_destination(args)
     answers = []
     for indices, logits in judge.outputs(

@@ -26,6 +26,7 @@ from .judge import Judge, prepared
 from .predict_panoptic import run_panoptic
 from .tables import table, write_whole
 
+SCORE = 0.3  # what is less likely is not drawn or listed
 RESULTS = "results.json"  # in the folder of --out
 
 
@@ -41,10 +42,19 @@ def run(args: argparse.Namespace, judge: Judge, files: Sequence[Path]) -> int:
         raise ValueError(f"--size: to what size {judge.spec} takes pictures, its checkpoint says; leave the option out")
     judge.model.eval()
     if isinstance(judge.model, (Segmenter, SemanticSegmenter)):
+        refuse(args, ("score", "annotations"), f"{judge.spec} finds no objects, but classes of pixels")
         return run_segmenter(args, judge, files)
     if isinstance(judge.model, PanopticSegmenter):
+        refuse(args, ("score",), f"{judge.spec} cuts pictures into segments by thresholds of its own")
         return run_panoptic(args, judge, files, unique(files), folder_of(args))
     return run_detector(args, judge, files)
+
+
+def refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises where an option is given that would mean nothing."""
+    for name in names:
+        if (value := getattr(args, name)) is not None:
+            raise ValueError(f"--{name} {value}: {why}; leave it out")
 
 
 # ---- detectors
@@ -60,7 +70,7 @@ def run_detector(args: argparse.Namespace, judge: Judge, files: Sequence[Path]) 
         for i, one in zip(indices, found, strict=True):
             image, categories = ids(i)
             rows += [r for r in as_results(one, image, categories) if r["category_id"] is not None]
-            shown = surer(one, args.score)
+            shown = surer(one, SCORE if args.score is None else args.score)
             lines += listed(str(files[i]), shown, judge.classes)
             if folder is not None:
                 picture = np.asarray(read_image(files[i]))

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from .hub import HubError, Place, pull
+    from .hub import README, HubError, Place, pull
 
     place = Place.of(args.place, args.revision)
     name = place.repository.rpartition("/")[2] if place.folder is None else place.folder.resolve().name
@@ -28,5 +28,5 @@ def run(args: argparse.Namespace) -> int:
         raise HubError(f"{place} is where it would go: name another folder with --out")
     folder = pull(place, out)
     print(json.dumps({"place": args.place, "folder": str(folder)}) if args.json else folder)
-    print(f"try it: patchloom predict {folder} photo.jpg", file=sys.stderr)
+    print(f"{folder / README} says how it is used", file=sys.stderr)
     return 0

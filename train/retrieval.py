@@ -63,12 +63,12 @@ def retrieval(image: Tensor, text: Tensor, of: Tensor, same: Tensor | None = Non
 
 
 def ranks(query: Tensor, among: Tensor, right: Tensor) -> Tensor:
-    """(Q): 1 + the wrong ones that score at least as high as the best right one."""
+    """(Q): 1 + the wrong ones that do not score below the best right one; NaN is below nothing."""
     found = []
     for q, r in zip(query.split(ROWS), right.split(ROWS), strict=True):
         score = q @ among.mT  # Q M
         best = score.masked_fill(~r, -torch.inf).amax(1, keepdim=True)
-        found.append(1 + ((score >= best) & ~r).sum(1))
+        found.append(1 + (~(score < best) & ~r).sum(1))
     return torch.cat(found)
 
 

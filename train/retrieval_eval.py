@@ -63,7 +63,7 @@ def of_vectors(file: str) -> "tuple[Retrieval, list[str]]":
     if missing := [name for name in ("image", "text", "of") if name not in held]:
         raise ValueError(f"{file}: has no {missing[0]}; image (N d), text (M d) and of (M) are due")
     image, text, of = held["image"], held["text"], held["of"].long()
-    if of.ndim != 1 or len(of) != len(text) or int(of.min()) < 0 or int(of.max()) >= len(image):
+    if of.ndim != 1 or not 0 < len(of) == len(text) or int(of.min()) < 0 or int(of.max()) >= len(image):
         raise ValueError(f"{file}: of has shape {tuple(of.shape)}: for each of {len(text)} texts its picture, 0 to "
                          f"{len(image) - 1}")  # fmt: skip
     norm = torch.nn.functional.normalize

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..vision.heads.mask_tasks import SemanticSegmenter
 from ..vision.heads.semantic import Segmenter
 from ..vision.heads.semantic_loss import SemanticLosses
-from .dense import STANDARD, Dense, check_network
+from .dense import Dense
 from .dense_metrics import SemanticScores
 from .drawing import with_classes
 from .ema import Ema
@@ -28,6 +28,8 @@ class Segment(Dense):
     `Trained`.
     """
 
+    kind = "segmenter"
+
     def __init__(
         self,
         model: nn.Module,
@@ -39,16 +41,17 @@ class Segment(Dense):
         ema: Ema | None = None,
         adapter: Any = None,
     ):
-        check_network(model, "segmenter", "patchloom.vision.heads.semantic.UPerNet")
+        super().__init__(model, optimizer, schedule, layer_decay, lr_scales, ema, adapter)
+        if loss is not None and not isinstance(model, Segmenter):
+            raise ValueError("loss: a network of masks has its own losses; give them to SemanticSegmenter")
+        self.loss = SemanticLosses() if loss is None else loss
+        self.ignore = model.ignore if isinstance(model, SemanticSegmenter) else self.loss.ignore
+
+    def check_network(self, model: nn.Module) -> None:
+        super().check_network(model)
         if not isinstance(model, (Segmenter, SemanticSegmenter)):
             raise ValueError(f"{type(model).__name__} gives no class for each pixel: UPerNet, SemanticFpn and "
                              "SemanticSegmenter (of a Mask2Former, say) do")  # fmt: skip
-        if loss is not None and not isinstance(model, Segmenter):
-            raise ValueError("loss: a network of masks has its own losses; give them to SemanticSegmenter")
-        super().__init__(model, optimizer, schedule, layer_decay, lr_scales, ema, adapter)
-        self.preprocessing = {**STANDARD, **self.preprocessing}
-        self.loss = SemanticLosses() if loss is None else loss
-        self.ignore = model.ignore if isinstance(model, SemanticSegmenter) else self.loss.ignore
 
     def adopt(self, classes: list[str]) -> None:
         if not self.judges or classes != self.classes:

@@ -10,7 +10,7 @@ from lightning.fabric.plugins.collectives.torch_collective import default_pg_tim
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from ..vision.block import Seams
 
@@ -43,12 +43,15 @@ StrategyRegistry.register("fsdp2", Sharded, "fully sharded data parallel trainin
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Puts a model in parts, block by block: the weights of one block are whole for as long as it computes."""
+    """Puts a model in parts, block by block: the weights of one block are whole for as long as it computes. `forwards`
+    of the model: its methods that compute as `forward` does, and are called in its place."""
     if isinstance(model, FSDPModule):
         return
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    for name in getattr(model, "forwards", ()):
+        register_fsdp_forward_method(model, name)
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -45,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         if args.data is not None:
             raise UsageError("--index DIR lists the shards of DIR: give no DATA and OUT beside it")
         out, index = Path(args.index), listed(Path(args.index), args.classes)
+    elif args.classes is not None:
+        raise UsageError(f"--classes {args.classes} goes with --index DIR; of DATA the folders name them")
     elif args.data is None or args.out is None:
         raise UsageError("DATA and OUT are needed, or --index DIR; see patchloom shards --help")
     else:

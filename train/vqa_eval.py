@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .answers import ANSWER, Asked, add_answers, ask, by_id, field, paired, read_rows, settled
+from .answers import ANSWER, Asked, add_answers, ask, by_id, field, paired, read_rows, settled, whole
 from .cli import UsageError
 from .coco_eval import deliver
 from .tables import table, write_whole
@@ -20,7 +20,6 @@ EXAMPLES = """examples:
   patchloom eval vqa --questions daquar/vqa_test.jsonl --checkpoint RUN --write-answers answers.json
 Results: VQA's [{"question_id", "answer"}], also as JSON lines. Questions that hold their answers ("answer", "answers")
 need no annotations."""
-VQA_NAME = "COCO_{subtype}_{image_id:012}.jpg"
 FEW = 2  # people below whom nobody can agree
 
 
@@ -51,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     settled(args)
     questions = read_questions(args.questions, args.annotations)
+    if args.per_question_type and not any(q.begins for q in questions.values()):
+        raise UsageError("--per-question-type: the annotations tell no question_type")
     if args.results is not None:
         rows = by_id(read_rows(args.results, "answers", ("answers", "results")), ("question_id",), args.results)
         given = {k: str(field(row, ANSWER, f"{args.results}, question {k}")) for k, row in rows.items()}
@@ -73,11 +74,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_questions(file: str, annotations: str | None) -> dict[Any, Question]:
+    from ..data.dialogue_files import VQA_NAME
+
     rows = by_id(read_rows(file, "questions", ("questions",)), ("question_id",), file)
     truth: Mapping[Any, Mapping[str, Any]] = rows
     if annotations is not None:
         truth = by_id(read_rows(annotations, "annotations", ("annotations",)), ("question_id",), annotations)
-    subtype, found = subtype_of(file), {}
+    subtype, found = whole(file).get("data_subtype", "val2014"), {}
     for key, row in rows.items():
         place = f"{file}, question {key}"
         if key not in truth:
@@ -94,16 +97,6 @@ def read_questions(file: str, annotations: str | None) -> dict[Any, Question]:
         kind, begins = str(own.get("answer_type", "")), str(own.get("question_type", ""))
         found[key] = Question(str(field(row, ("question", "text"), place)), name, words, kind, begins)
     return found
-
-
-def subtype_of(file: str) -> str:
-    """val2014 and its like, of VQA's file of questions; its name says it where the content does not."""
-    content = Path(file).read_text(encoding="utf-8")
-    try:
-        whole = json.loads(content)
-    except json.JSONDecodeError:
-        return "val2014"
-    return str(whole.get("data_subtype", "val2014")) if isinstance(whole, dict) else "val2014"
 
 
 # ---- numbers
@@ -143,8 +136,6 @@ def verdict(rows: Sequence[tuple[float | None, bool]]) -> Verdict:
 def report(content: Mapping[str, Any], per_question_type: bool) -> str:
     rows = [("all", content["overall"]), *content["per_answer_type"].items()]
     if per_question_type:
-        if not content["per_question_type"]:
-            raise UsageError("--per-question-type: the annotations tell no question_type")
         rows += content["per_question_type"].items()
     header = ("questions on", "VQA accuracy", "exact match", "questions")
     cells = [

@@ -115,9 +115,9 @@ def of_drawings(args: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
 
 
 def measured(among: str, score: "Tensor", target: "Tensor") -> dict[str, Any]:
-    """Percentages of pictures whose class is among the best k; equal scores count against it."""
+    """Percentages of pictures whose class is among the best k; equal scores, and NaN, count against it."""
     own = score.gather(1, target[:, None])
-    rank = (score >= own).sum(1)
+    rank = (~(score < own)).sum(1)
     count = score.shape[1]
     found: dict[str, Any] = {"among": among, "classes": count}
     for k in TOP:

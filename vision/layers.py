@@ -106,14 +106,15 @@ class Mlp(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """fc2(silu(fc1(x)) * fc3(x)), channels C -> hidden -> C (https://arxiv.org/abs/2002.05202)."""
+    """fc2(act(fc1(x)) * fc3(x)), channels C -> hidden -> C (https://arxiv.org/abs/2002.05202);
+    GeGLU with `act` gelu."""
 
     projections, entries = ("fc1", "fc2", "fc3"), ("fc1", "fc3")
 
-    def __init__(self, dim: int, hidden: int, bias: bool = False):
+    def __init__(self, dim: int, hidden: int, bias: bool = False, act: str = "silu"):
         super().__init__()
         self.fc1, self.fc3 = Linear(dim, hidden, bias), Linear(dim, hidden, bias)
-        self.fc2 = Linear(hidden, dim, bias)
+        self.act, self.fc2 = ACTIVATIONS[act](), Linear(hidden, dim, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))  # type: ignore[no-any-return]
+        return self.fc2(self.act(self.fc1(x)) * self.fc3(x))  # type: ignore[no-any-return]

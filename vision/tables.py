@@ -126,7 +126,8 @@ def find_weights(name: str) -> tuple[str, Weights]:
         return variant, TOOLS[variant][0]
     if variant not in WEIGHTS:
         raise ValueError(
-            f"no weights are published for {variant!r}; {near(variant, list(WEIGHTS))}`patchloom weights list` has all"
+            f"no weights are published for {variant!r}; {near(variant, [*WEIGHTS, *TOOLS])}"
+            "`patchloom weights list` has all"
         )
     rows = {w.tag: w for w in WEIGHTS[variant]}
     if not dot:

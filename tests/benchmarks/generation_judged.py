@@ -95,8 +95,9 @@ def latest(run: Path) -> Path:
 
 
 def made(args: argparse.Namespace, run: Path, *asked: object) -> Path:
-    """The folder of 200 pictures."""
-    folder = args.out / f"{args.what}_{run.name}_g{args.guidance:g}"
+    """The folder of 200 pictures; those that were made with these settings before are taken again."""
+    how = f"g{args.guidance:g}_{args.sampler or 'own'}_{args.steps}_s{args.seed}"
+    folder = args.out / f"{args.what}_{run.name}_{how}"
     if not folder.is_dir() or not any(folder.iterdir()):
         line = ["generate", "--checkpoint", latest(run), *asked, "--guidance", args.guidance, "--seed", args.seed]
         sampler = [*(["--sampler", args.sampler] if args.sampler else []), "--steps", args.steps]

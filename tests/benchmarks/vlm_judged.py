@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/judged"))
     args = parser.parse_args()
+    if args.run and args.what != "shapes":
+        parser.error(f"--run {args.run}: photographs trains a run of its own on each set")
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     report = {"shapes": shapes, "photographs": photographs}[args.what](args)

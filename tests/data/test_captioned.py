@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from patchloom.data.captioned import CaptionedShapes, CaptionedSource
+from patchloom.data.captioned import CaptionedShapes
+from patchloom.data.drawn import DrawnSource, caption
 from patchloom.data.sample import COLOURS, KINDS, RELATIONS
 from patchloom.data.shapes import Shapes
 
@@ -27,14 +28,13 @@ def test_batches_are_pixels_and_captions() -> None:
     assert x.shape == (6, 3, 32, 48)
     assert -1 <= x.min() < x.max() <= 1
     shapes = Shapes(7, (32, 48), "caption", 0, "val")
-    for i, caption in enumerate(captions):
+    for i, words in enumerate(captions):
         sample = shapes[i]
-        assert caption == sample.caption
+        assert words == sample.caption
         torch.testing.assert_close((x[i] + 1) * 127.5, torch.from_numpy(sample.image).permute(2, 0, 1).float())
-        words = caption.split()
-        assert words[1] in COLOURS
-        assert words[2] in KINDS
-        assert any(relation in caption for relation in RELATIONS)
+        assert words.split()[1] in COLOURS
+        assert words.split()[2] in KINDS
+        assert any(relation in words for relation in RELATIONS)
 
 
 def test_epochs_are_fresh_and_workers_change_nothing() -> None:
@@ -58,19 +58,19 @@ def test_held_out_pairs_are_never_shown() -> None:
 
 
 def test_the_relation_is_true_of_the_picture() -> None:
-    source = CaptionedSource(Shapes(40, 64, "caption"), fresh=False)
+    source = DrawnSource(Shapes(40, 64, "caption"), False, caption)
     for i in range(40):
-        sample, (_, caption) = source.shapes[i], source.load(i)
+        sample, (_, words) = source.shapes[i], source.load(i)
         (x0, y0, x1, y1) = sample.boxes.T
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
         true = {"left of": x[0] < x[1], "right of": x[0] > x[1], "above": y[0] < y[1], "below": y[0] > y[1]}
-        assert all(true[r] for r in RELATIONS if f" {r} " in caption), caption
+        assert all(true[r] for r in RELATIONS if f" {r} " in words), words
         assert np.ptp(x) + np.ptp(y) > 5
 
 
 def test_wrong_input() -> None:
-    with pytest.raises(ValueError, match="task caption, not 'class'"):
-        CaptionedSource(Shapes(3, 32, "class"), fresh=False)
+    with pytest.raises(ValueError, match="task caption"):
+        DrawnSource(Shapes(3, 32, "class"), False, caption).load(0)
     with pytest.raises(ValueError, match="nothing to predict"):
         data().predict_dataloader()
     with pytest.raises(ValueError, match="no pair"):

@@ -78,11 +78,11 @@ def test_captions_are_told_one_an_epoch(tmp_path):
 
 
 def test_questions_of_a_picture_share_a_dialogue(tmp_path):
-    data = talk(tmp_path, turns=2, prompt="{} in one word.")
+    data = talk(tmp_path, turns=2, prompt="{} in one {short} word.")
     data.setup()
     images, dialogues = next(iter(data.train_dataloader()))
     assert [len(d.turns) for d in dialogues] == [2] * 4
-    assert all(t.question.endswith(" in one word.") for d in dialogues for t in d.turns)
+    assert all(t.question.endswith(" in one {short} word.") for d in dialogues for t in d.turns)
     assert [tuple(x.shape for x in own) for own in images] == [((3, 16, 16),)] * 4
     assert [len(d.turns) for d in next(iter(data.val_dataloader()))[1]] == [1] * 4
 

@@ -84,6 +84,15 @@ def test_half_precision(name: str) -> None:
     assert float((got.double() - want).abs().max()) <= 2 * own
 
 
+def test_autocast_rounds_no_part() -> None:
+    q, k, v, bias = inputs((1, 4, 2, 1, 600, 16), "mask")
+    want = partial(q, k, v, bias)  # type: ignore[arg-type]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = partial(q, k, v, bias)  # type: ignore[arg-type]
+    assert got[0].dtype == torch.float32
+    torch.testing.assert_close(got, want)
+
+
 def test_weights_sum_to_one_or_nothing() -> None:
     q, k, _, bias = inputs((2, 4, 2, 3, 9, 8), "rows")
     w = weights(q, k, bias)  # type: ignore[arg-type]

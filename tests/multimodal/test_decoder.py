@@ -53,8 +53,6 @@ def test_logits_are_those_of_transformers(name: str, side: str) -> None:
     torch.testing.assert_close(got[: alone.shape[1]], alone[0], rtol=1e-4, atol=1e-5)
     own = ours.lm(input_ids=ids, attention_mask=real.long(), position_ids=placed(real)).logits[real]
     torch.testing.assert_close(own, want, rtol=1e-4, atol=1e-5)  # transformers' own forward still works
-    for parameter in ours.layers[0].parameters():
-        assert parameter is not None
     for path in ours.anatomy.projections:
         assert isinstance(ours.layers[0].get_submodule(path), torch.nn.Linear)
 
@@ -126,6 +124,8 @@ def test_what_cannot_be() -> None:
         decoder(step)
     with pytest.raises(ValueError, match="3 layers"):
         decoder(step, small_decoder(layers=3).cache())
+    with pytest.raises(ValueError, match="behind 4 others, and the cache has read 0"):
+        decoder(step, decoder.cache())
     with pytest.raises(ValueError, match="keeps no graph"):
         decoder(images_in(torch.randn(1, 3, 32), []), decoder.cache())
     short = Decoder(transformers.AutoModelForCausalLM.from_config(transformers.MistralConfig(**BASE, sliding_window=8)))

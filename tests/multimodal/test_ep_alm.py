@@ -16,6 +16,7 @@ from patchloom.multimodal.llava import load
 from patchloom.multimodal.splice import Sample
 from patchloom.multimodal.stream import Stream
 from patchloom.vision.backbone import Backbone, Stage
+from patchloom.vision.description import describe, rebuild
 from patchloom.vision.heads.classification import Head
 from patchloom.vision.mixers.attention import Global
 from patchloom.vision.mixers.pool import Pool
@@ -128,6 +129,15 @@ def test_connector_and_prompt_learn_alone(saved: bool) -> None:
         model.loss(samples).backward()
         assert all(p.grad is not None and bool(p.grad.any()) for p in own.values())
         optimizer.step()
+
+
+@torch.inference_mode()
+def test_a_checkpoint_says_what_it_is_made_of() -> None:
+    model, samples = made(deep=True), asked(5)
+    again = rebuild(describe(model)).eval()
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(again(samples).logits, model(samples).logits)
+    assert again.count((32, 40)) == 0  # tokens of the context
 
 
 @torch.inference_mode()

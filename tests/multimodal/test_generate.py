@@ -6,8 +6,9 @@ from multimodal_parts import IMAGE, small_tokenizer, small_vlm
 
 from patchloom.multimodal.generate import Greedy, Sampled, generate, steps, streamed
 from patchloom.multimodal.plugins import attached, plugin
-from patchloom.multimodal.policies import BoundedCache, HeavyHitters, Keyformer
+from patchloom.multimodal.policies import BoundedCache, HeavyHitters, Keyformer, NoisyCache
 from patchloom.multimodal.splice import Sample
+from patchloom.multimodal.stream import Stream
 from patchloom.multimodal.vlm import VisionLanguage
 
 
@@ -168,6 +169,20 @@ def test_worth_is_the_attention_received() -> None:
     assert held.worth is not None
     assert torch.equal(held.place, torch.cat([kept, torch.arange(17, 20).expand(1, 2, 3)], -1))
     torch.testing.assert_close(held.worth, worth.gather(-1, held.place))
+
+
+@torch.inference_mode()
+def test_keyformers_temperature_rises_with_the_words_and_not_with_the_prompt() -> None:
+    vlm = small_vlm(layers=1)
+    stream = vlm.splice([Sample(torch.arange(65) % 90 + 3)])  # the last of its blocks has one query
+    cache = Keyformer(70, 8).cache(vlm.decoder, 4)
+    vlm.decoder(stream, cache)
+    held = cache.layers[0]
+    assert isinstance(held, NoisyCache)
+    assert held.step == 0
+    one = Stream(vlm.decoder.embed(torch.tensor([[5]])), torch.tensor([[65]]), torch.zeros(1, 1).long(), past=65)
+    vlm.decoder(one, cache)
+    assert held.step == 1
 
 
 def test_wrong_policies() -> None:

@@ -100,7 +100,11 @@ def test_what_does_not_fit(saved: tuple[object, Path], tmp_path: Path) -> None:
     save_file({**state, "stray.weight": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"no place for stray\.weight"):
         open_llava(tmp_path)
-    del state["vision_tower.encoder.layers.0.self_attn.k_proj.weight"]
+    name = "vision_tower.encoder.layers.0.self_attn.k_proj.weight"
+    save_file({**state, f"model.{name}": state[name].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"another tensor both fill .*mixer\.qkv\.weight"):
+        open_llava(tmp_path)
+    del state[name]
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="these weights do not fit"):
         open_llava(tmp_path)

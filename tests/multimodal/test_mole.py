@@ -3,13 +3,14 @@
 import pytest
 import torch
 from golden import golden
-from multimodal_parts import images_in, small_decoder, small_vlm
+from multimodal_parts import IMAGE, images_in, small_decoder, small_vlm
 from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from patchloom.multimodal.decoder import Decoder
 from patchloom.multimodal.llava import load
+from patchloom.multimodal.plugins import attached, plugin
 from patchloom.multimodal.splice import Sample
 from patchloom.vision.adapters import AdapterError, adapt, adapter, adapter_of, counts, merge, own_state, unadapted
 from patchloom.vision.adapters.mole import MixtureMlp, Mole, balance, form_of, one_hot, routed
@@ -179,3 +180,14 @@ def test_what_cannot_be() -> None:
     for wrong in ({"experts": 1}, {"alpha": 0}, {"dropout": 1}, {"balance": -1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Mole(**wrong)
+
+
+def test_layers_that_read_different_tokens_have_no_balance() -> None:
+    vlm = small_vlm()
+    adapt(vlm.decoder, adapter(SPELT))
+    ids = torch.tensor([1, IMAGE, 5, 6, 7])
+    with (
+        attached(vlm, plugin("dpvr:k=1")),
+        pytest.raises(ValueError, match=r"one layer read 16 tokens .*, others 20, .* take off the plugin"),
+    ):
+        vlm.loss([Sample(ids, (torch.randn(3, 32, 32),), ids)])

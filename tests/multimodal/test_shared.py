@@ -135,8 +135,10 @@ def test_places_differ_on_every_axis() -> None:
         ("series", torch.zeros(2, 8), r"time series of shape \(2, 8\)"),
         ("text", torch.zeros(2, 3), "ids"),
         ("text", torch.full((1, 2), 50), "id 50: the vocabulary has 50"),
+        ("text", torch.tensor([[3, -1]]), "id -1: the vocabulary has 50"),
         ("points", torch.zeros(2, 9, 4), r"\(B, points, 3\)"),
         ("table", (torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.long)), "3 and 2 are wanted"),
+        ("table", (torch.zeros(1, 3), torch.tensor([[0, 99]])), "category 99 in column 1 of categories, which has"),
         ("smell", torch.zeros(1), "no tokeniser for 'smell'"),
     ],
 )

@@ -159,6 +159,8 @@ def test_other_wrong_input() -> None:
         vlm([Sample(torch.tensor([IMAGE]), (torch.randn(4, 32, 32),))])
     with pytest.raises(ValueError, match="no samples"):
         vlm([])
+    with pytest.raises(ValueError, match="sample 1 has no tokens"):
+        vlm([Sample(torch.tensor([1])), Sample(torch.zeros(0, dtype=torch.long))])
     with pytest.raises(ValueError, match="side 'middle'"):
         vlm([Sample(torch.tensor([1]))], side="middle")
     with pytest.raises(ValueError, match="do not hold each of the 1 samples once"):

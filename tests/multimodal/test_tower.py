@@ -101,6 +101,10 @@ def test_wrong_connectors() -> None:
         Project(0)
     with pytest.raises(ValueError, match="act 'gel'"):
         Project(act="gel")
+    with pytest.raises(ValueError, match="act 'gel'"):
+        PixelShuffle(act="gel")
+    with pytest.raises(ValueError, match="queries=0"):
+        Resampler(queries=0)
     with pytest.raises(ValueError, match="heads=5 of a Resampler do not divide the tower's 16 channels"):
         small_vlm(connector=Resampler(heads=5))
 

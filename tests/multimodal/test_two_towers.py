@@ -104,6 +104,7 @@ def test_what_cannot_be() -> None:
         (lambda: TwoTowers(nn.Linear(2, 2), pair.text), "Linear is no Tower"),
         (lambda: TwoTowers(pair.tower, nn.Linear(2, 2)), "Linear is no TextTower"),
         (lambda: TwoTowers(pair.tower, pair.text, temperature=0.001), "at least 0.01"),
+        (lambda: ZeroShot(pair, ["star", "ring"], ()), "something must be said of each class"),
         (lambda: TextTower("words:vocabulary=9"), "N at least 100"),
         (lambda: TextTower(length=1), "at least two tokens"),
         (lambda: pair.of_texts("a star"), "a list of strings"),

@@ -85,7 +85,9 @@ def test_files(tmp_path: Path, capsys: Any) -> None:
     )
     first = caption(capsys, "--captions", tmp_path / "captions_val.json", "--results", tmp_path / "by_id.json")
     other = caption(capsys, "--captions", tmp_path / "captions.jsonl", "--results", tmp_path / "by_name.jsonl")
-    assert first["metrics"] == other["metrics"]
+    (tmp_path / "ids.jsonl").write_text("\n".join(map(json.dumps, coco["annotations"])))
+    ids = caption(capsys, "--captions", tmp_path / "ids.jsonl", "--results", tmp_path / "by_id.json")
+    assert first["metrics"] == other["metrics"] == ids["metrics"]
     assert list(first["metrics"]) == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr"]
     line = ["--captions", tmp_path / "captions.jsonl", "--results", tmp_path / "by_name.jsonl"]
     assert list(caption(capsys, *line, "--metrics", "cider")["metrics"]) == ["CIDEr"]

@@ -87,6 +87,9 @@ def test_words_may_be_drawn_by_a_seed(run, capsys):
 def test_plugins_that_change_nothing(run, capsys):
     assert chat(capsys, run, *ask(run, "green", "--plugin", "fastv:k=1,r=0")).out == "green\n"
     assert chat(capsys, run, *ask(run, "green", "--precision", "bfloat16")).out == "green\n"
+    assert chat(capsys, run, *ask(run, "green", "--tokens", "none")).out == "green\n"
+    error = chat(capsys, run, *ask(run, "green", "--tokens", "dynamicvit:keep=0.5,at=0"), status=1).err
+    assert "parameters of its own" in error
 
 
 @pytest.mark.parametrize(

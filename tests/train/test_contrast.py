@@ -1,11 +1,7 @@
 """`Contrast`: the loss by hand, processes as one batch, runs by the command line, and what judges them."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ import pytest
 import torch
 from contrast_parts import small_run
 from PIL import Image
+from processes import two_processes
 from real_data import real
 from recipe_parts import KINDS
 
@@ -22,14 +19,6 @@ from patchloom.train.contrast import Contrast, each, info_nce
 from patchloom.train.matcher import load_matcher
 
 CONTRASTS = sorted(n for n, kind in KINDS.items() if kind == "patchloom.train.contrast.Contrast")
-SCRIPT = """
-import os, sys, torch
-from pathlib import Path
-from contrast_parts import small_run
-torch.set_num_threads(1)
-found = small_run(2, Path(sys.argv[1]))
-torch.save(found, Path(sys.argv[1]) / f"of_{os.environ.get('LOCAL_RANK', 0)}.pt")
-"""
 SMALL = [
     *("--data.train_length", "8", "--data.val_length", "4", "--data.test_length", "4", "--data.batch_size", "4"),
     *("--data.workers", "0", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu"),
@@ -60,21 +49,7 @@ def test_equal_captions_push_nobody_away() -> None:
 
 @pytest.mark.slow
 def test_two_processes_learn_and_are_judged_as_one(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")}
-    env |= {
-        "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=400, cwd=tmp_path
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (first, weights), (second, copy) = (torch.load(tmp_path / f"of_{rank}.pt", weights_only=True) for rank in (0, 1))
+    (first, weights), (second, copy) = two_processes(small_run, tmp_path)
     one, expected = small_run(1, tmp_path)
     for name in ("val/recall", "val/i2t_r1", "val/i2t_r5", "val/t2i_r1", "val/t2i_r5"):
         assert first[name] == second[name] == pytest.approx(one[name], abs=1e-6), name

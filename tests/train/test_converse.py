@@ -5,13 +5,21 @@ import pytest
 import torch
 from dialogue_parts import SHORT, small_vlm, talk, talking
 from generation_parts import fit
+from PIL import Image
 
 from patchloom.data.dialogues import Dialogue
 from patchloom.data.questions import Turn
+from patchloom.multimodal.ep_alm import EpAlm, Levels, Percept
 from patchloom.multimodal.stream import IGNORED
 from patchloom.multimodal.vlm import targets
 from patchloom.train.converse import Converse
 from patchloom.train.said import bare, is_right, messages
+from patchloom.train.talker import load_talker
+from patchloom.vision.backbone import Backbone, Stage
+from patchloom.vision.mixers.attention import Global
+from patchloom.vision.model import Classifier
+from patchloom.vision.position import Position
+from patchloom.vision.stem import Patchify
 
 
 def one_step(module: Converse, data, folder, **options) -> L.Trainer:
@@ -88,6 +96,22 @@ def test_what_learns_moves_and_nothing_else(learns, adapter, moves, tmp_path):
     if adapter is not None:
         assert all("down" in k or "up" in k or "router" in k or "lora" in k for k in moved if k.startswith("decoder"))
         assert not any(k.endswith("base.weight") for k in moved)
+
+
+def test_ep_alm_learns_and_talks(tmp_path):
+    stem = Patchify(8, None, position=Position((2, 2), special=1))
+    eye = Levels(Classifier(Backbone([Stage(Global(2), 16, 2)], stem), 0, img_size=16), (-2, -1))
+    module = talking(EpAlm(eye, small_vlm().decoder, 3, Percept(0, 2, prompt=2)), learns=("connector",))
+    before = {k: p.detach().clone() for k, p in module.model.named_parameters()}
+    trainer = fit(module, talk(tmp_path, turns=1), tmp_path, max_epochs=1)
+    moved = {k.partition(".")[0] for k, p in module.model.named_parameters() if not torch.equal(p, before[k])}
+    assert moved == {"connector", "prompt"}
+    trainer.save_checkpoint(tmp_path / "it.ckpt")
+    talker = load_talker(tmp_path / "it.ckpt", device="cpu")
+    assert isinstance(talker.vlm, EpAlm)
+    for a, b in zip(talker.vlm.parameters(), module.model.parameters(), strict=True):
+        assert torch.equal(a, b.cpu())
+    talker.answer("what colour is it?", [Image.new("RGB", (20, 18), "red")])
 
 
 def test_what_is_frozen_stays_in_evaluation_mode():

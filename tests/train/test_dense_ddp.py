@@ -1,30 +1,18 @@
 """Two CPU processes (gloo) against one: detector and segmenter train alike and are judged over every picture once."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 from dense_run_parts import drawn, mask_rcnn, semantic_fpn
+from processes import two_processes
 from vision_tiny import tiny_pyramid
 
 from patchloom.train.detect import Detect
 from patchloom.train.ema import Ema
 from patchloom.train.segment import Segment
 from patchloom.vision.heads.detection import FCOS
-
-SCRIPT = """
-import os, sys, torch
-from pathlib import Path
-from test_dense_ddp import run
-torch.set_num_threads(1)
-found = run(sys.argv[2], 2, Path(sys.argv[1]))
-torch.save(found, Path(sys.argv[1]) / f"of_{os.environ.get('LOCAL_RANK', 0)}.pt")
-"""
 
 
 def run(kind: str, devices: int, folder: Path) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
@@ -53,23 +41,7 @@ def run(kind: str, devices: int, folder: Path) -> tuple[dict[str, float], dict[s
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["detect", "fcos", "segment"])
 def test_two_processes_train_and_judge_as_one(kind, tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")}
-    here = Path(__file__).parent
-    env |= {
-        "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": f"{here}:{here.parent}",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), kind], env=env, capture_output=True, text=True, timeout=400,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    (first, weights), (second, copy) = (torch.load(tmp_path / f"of_{rank}.pt", weights_only=True) for rank in (0, 1))
+    (first, weights), (second, copy) = two_processes(run, tmp_path, kind)
     one, expected = run(kind, 1, tmp_path)
     judged = {name for name in one if name.startswith("val/")}
     assert judged == {name for name in first if name.startswith("val/")}

@@ -1,5 +1,6 @@
 """DetectionScores: the official numbers, gathered picture by picture, in one process and in two."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from coco_parts import pycocotools
-from torch import Tensor, multiprocessing
+from processes import two_processes
+from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
 from patchloom.train.dense_metrics import NAMES, DetectionScores
@@ -107,21 +109,20 @@ def test_an_image_counts_once_and_reset_forgets() -> None:
     assert "mask_map" not in once
 
 
-def worker(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+def scored(devices: int, folder: Path) -> dict[str, Tensor]:
+    """Of nine pictures; where two processes share them, the sampler fills up with the first."""
+    rank, pictures = int(os.environ.get("LOCAL_RANK", 0)), [*range(9)]
+    if devices == 2:
+        dist.init_process_group("gloo", rank=rank, world_size=2)
+        pictures = [*range(rank, 9, 2), 0]
     metric = DetectionScores(CLASSES, masks=True)
-    for i in [*range(rank, 9, 2), 0]:  # the sampler fills up with picture 0
+    for i in pictures:
         found, target = scene(i)
         metric.update([found], [target])
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return metric.compute()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    metric = DetectionScores(CLASSES, masks=True)
-    for i in range(9):
-        found, target = scene(i)
-        metric.update([found], [target])
-    assert torch.load(tmp_path / "0.pt") == torch.load(tmp_path / "1.pt") == metric.compute()
+    first, second = two_processes(scored, tmp_path, lightning=False)
+    assert first == second == scored(1, tmp_path)

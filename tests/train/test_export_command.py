@@ -169,3 +169,17 @@ def test_detectors_and_unpublished_names(tmp_path, capsys):
     assert "is a detector" in refused(capsys, run, "--out", tmp_path / "net.onnx")
     assert "--random-weights" in refused(capsys, "fmvit_own", "--out", tmp_path / "net.onnx")
     assert "no model 'swin_tini'" in refused(capsys, "swin_tini", "--out", tmp_path / "net.onnx")
+
+
+def test_a_tiny_epsilon_stays(tmp_path):
+    """Which onnxscript takes for a zero."""
+
+    class Ratio(torch.nn.Module):
+        def forward(self, x):
+            return x / (x + 1e-8)
+
+    x = torch.tensor([[1e-9, 1e-8, 1.0]])
+    program = torch.export.export(Ratio(), (x,))
+    export.keep_small(program)
+    torch.onnx.export(program, dynamo=True, verbose=False).save(tmp_path / "net.onnx")
+    torch.testing.assert_close(answer(tmp_path / "net.onnx", x)[0], torch.tensor([[1 / 11, 0.5, 1.0]]))

@@ -214,6 +214,10 @@ def test_wrong_input(judge: Path, sets: tuple[Path, Path], tmp_path: Path, capsy
     (tmp_path / "broken.npz").write_bytes(b"no archive")
     assert "is no .npz file" in refused("--real", tmp_path / "broken.npz", "--generated", made)
     assert "there is no 'kid'" in refused("--real", real, "--generated", made, "--metrics", "fid,kid")
+    np.savez(tmp_path / "u.npz", arr_0=np.zeros((3, 4, 4, 3), np.uint8))
+    for there in (made, tmp_path / "u.npz"):
+        for option in ("--captions", "--adapter"):
+            assert f"{option} x: " in refused("--real", real, "--generated", there, option, "x")
     assert "name --real" in refused()
     (made / "0003.png").write_bytes(b"damaged")
     assert "0003.png" in refused("--real", real, "--generated", made)

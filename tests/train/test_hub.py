@@ -72,6 +72,8 @@ def test_a_model_with_an_adapter_and_an_adapter_alone(tmp_path, capsys):
     for name in ("adapter_model.safetensors", "adapter_config.json"):
         assert (tmp_path / "got" / name).read_bytes() == (folder / name).read_bytes()
     assert "- adapter" in (tmp_path / "got" / "README.md").read_text()
+    said(capsys, "push", folder, tmp_path / "whole")  # where a model was
+    assert {p.name for p in (tmp_path / "whole").iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
 
 
 def test_what_is_damaged_or_of_others_is_refused_and_nothing_changes(tmp_path, capsys, run):
@@ -110,6 +112,10 @@ def test_places(tmp_path, capsys, run, monkeypatch):
     assert "holds something else" in refused(capsys, "push", run, tmp_path / "full")
     assert "holds something else" in refused(capsys, "pull", run, "--out", tmp_path / "full")
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+    (tmp_path / "theirs").mkdir()
+    for text in ('{"model_type": "llava"}', "{"):
+        (tmp_path / "theirs" / "config.json").write_text(text)
+        assert "holds something else" in refused(capsys, "push", run, tmp_path / "theirs")
     assert "no model.safetensors and config.json" in refused(capsys, "pull", run, "--out", tmp_path / "m")
     assert "for the hub" in refused(capsys, "push", run, tmp_path / "x", "--private")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -111,6 +111,8 @@ def test_answers_that_do_not_fit(tmp_path: Path, capsys: Any) -> None:
     ):
         file = written(tmp_path / "answers.jsonl", changed)
         assert says in pope(capsys, "--data", data, "--answers", file, status=1)
+    (tmp_path / "gqa_pope_random.json").write_bytes(data.read_bytes())
+    assert "gqa_pope_random.json are both of random" in pope(capsys, "--data", tmp_path, "--answers", file, status=1)
     file = written(tmp_path / "answers.jsonl", rows[:-2])
     found = pope(capsys, "--data", data, "--answers", file, "--partial")
     assert found["splits"]["random"]["questions"] == 10

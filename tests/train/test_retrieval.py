@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from patchloom.train.cli import main
 from patchloom.train.retrieval import Matches, guessed, numbered, retrieval
+from patchloom.train.zeroshot_eval import measured
 
 
 def unit(*degrees: float) -> torch.Tensor:
@@ -33,6 +34,16 @@ def test_equal_vectors_find_nothing() -> None:
     found = retrieval(same, same, torch.arange(30))
     assert found.image_to_text.at == found.text_to_image.at == {1: 0.0, 5: 0.0, 10: 0.0}
     assert found.image_to_text.median_rank == 30
+
+
+def test_what_is_no_number_finds_nothing() -> None:
+    image, text = torch.eye(30), torch.eye(30)
+    image[0] = torch.nan
+    found = retrieval(image, text, torch.arange(30))
+    assert found.image_to_text.at[1] == pytest.approx(29 / 30)
+    assert found.text_to_image.at[1] == 0.0
+    assert retrieval(image * torch.nan, text, torch.arange(30)).mean == 0.0
+    assert measured("all", torch.full((4, 10), torch.nan), torch.arange(4))["acc5"] == 0.0
 
 
 def test_the_same_words_are_right_for_all_their_pictures() -> None:

@@ -1,9 +1,5 @@
 """Two CPU processes (gloo) against one: DDP over shards, and fully sharded (FSDP2), give the numbers of one process."""
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
@@ -11,6 +7,7 @@ import pytest
 import torch
 from classify_parts import trainer
 from PIL import Image
+from processes import two_processes
 
 from patchloom.data.modules import ShapesData
 from patchloom.data.shapes import Shapes
@@ -25,15 +22,6 @@ from patchloom.train.optim import Cosine
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.mixers.window import Window
 from patchloom.vision.model import Classifier
-
-SCRIPT = """
-import os, sys, torch
-from pathlib import Path
-from test_sharded import run
-torch.set_num_threads(1)
-found = run(sys.argv[2], 2, Path(sys.argv[1]))
-torch.save(found, Path(sys.argv[1]) / f"of_{os.environ.get('LOCAL_RANK', 0)}.pt")
-"""
 
 
 def run(kind: str, devices: int, folder: Path, epochs: int = 2, resume: str | None = None) -> dict[str, float]:
@@ -62,26 +50,6 @@ def run(kind: str, devices: int, folder: Path, epochs: int = 2, resume: str | No
     return numbers | t.test(module, data, verbose=False)[0]
 
 
-def two_processes(kind: str, folder: Path) -> list[dict[str, float]]:
-    script = folder / "train.py"
-    script.write_text(SCRIPT)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK")}
-    here = Path(__file__).parent
-    env |= {
-        "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": f"{here}:{here.parent}",
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder), kind], env=env, capture_output=True, text=True, timeout=400,
-        cwd=folder,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(folder / f"of_{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
 def alike(first: dict[str, float], second: dict[str, float], one: dict[str, float]) -> None:
     assert set(one) == {"train/loss", "val/loss", "val/top1", "val/top5", "test/loss", "test/top1", "test/top5"}
     for name in set(one) - {"train/loss"}:  # that one is of the last batch, which is shared out
@@ -91,7 +59,7 @@ def alike(first: dict[str, float], second: dict[str, float], one: dict[str, floa
 @pytest.mark.slow
 def test_two_processes_in_parts_train_and_judge_as_one(tmp_path):
     """And what they save is one whole checkpoint, which one process reads and goes on with."""
-    first, second = two_processes("fsdp2", tmp_path)
+    first, second = two_processes(run, tmp_path, "fsdp2")
     alike(first, second, run("fsdp2", 1, tmp_path))
     ours, theirs = (checkpoint.read(tmp_path / f"fsdp2_{n}" / "last.ckpt") for n in (2, 1))
     assert ours["state_dict"].keys() == theirs["state_dict"].keys()
@@ -116,5 +84,5 @@ def test_two_processes_over_shards_train_and_judge_as_one(tmp_path):
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sample.image).save(file)
     assert main(["shards", str(tmp_path / "tree"), str(tmp_path / "shards"), "--shard", "6"]) == 0
-    first, second = two_processes("ddp", tmp_path)
+    first, second = two_processes(run, tmp_path, "ddp")
     alike(first, second, run("ddp", 1, tmp_path))

@@ -71,17 +71,19 @@ class FrechetWatch(L.Callback):
             self.look(trainer, module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Any) -> None:
-        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+        ends = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if trainer.should_stop or ends:
             self.look(trainer, module)
 
     def look(self, trainer: Any, module: Any) -> None:
         if trainer.global_step == self.last:
             return
         self.last = trainer.global_step
-        if trainer.is_global_zero:
-            for name, value in self.numbers(trainer, module).items():
-                module.log(f"val/{name}", value, rank_zero_only=True)
-                rank_zero_info(f"step {self.last}: val/{name} {value:.4f}")
+        with module.apart():
+            found = self.numbers(trainer, module) if trainer.is_global_zero else {}
+        for name, value in found.items():
+            module.log(f"val/{name}", value, rank_zero_only=True)
+            rank_zero_info(f"step {self.last}: val/{name} {value:.4f}")
 
     def numbers(self, trainer: Any, module: Any) -> dict[str, float]:
         from ..fid_numbers import Moments, frechet_distance

@@ -92,15 +92,19 @@ class SampleSheets(L.Callback):
         return [c for c in range(min(spec.rows, model.num_classes)) for _ in range(spec.columns)]
 
     def draw(self, trainer: L.Trainer, module: Any) -> None:
-        if not trainer.is_global_zero or self.folder is None or trainer.fast_dev_run:
+        if self.folder is None or trainer.fast_dev_run:
             return
         if module.model.text is not None and (module.text is None or not self.captions):
             return  # embeddings without words: nobody says what to draw
         self.drawn = trainer.global_step
+        with module.apart():
+            if trainer.is_global_zero:
+                self.sheet(module, Path(self.folder) / f"samples_{trainer.global_step:07}.png")
+
+    def sheet(self, module: Any, path: Path) -> None:
         conditions = self.conditions(module, self.captions)
         with torch.random.fork_rng(devices=[]):  # whatever draws from torch's own generator, the run does not see it
             images = torch.cat(list(self.maker(module).images(conditions, self.settings(), batch=64)))
         titles = [] if isinstance(conditions, int) else self.captions or module.classes
-        Path(self.folder).mkdir(parents=True, exist_ok=True)
-        path = Path(self.folder) / f"samples_{trainer.global_step:07}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
         draw_grid(images, self.spec.columns, path, [str(t) for t in titles][: len(images) // self.spec.columns])

@@ -1,20 +1,23 @@
 """`App`: everything that the callbacks share, and how an error becomes a sentence."""
 
 import shutil
-import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..cli import describe
+import torch
+
+from ..cli import UsageError, describe
 from .limits import Limits, without_paths
 from .samples import written
 from .shelf import Shelf
 from .starters import Trainer
 from .uploads import Upload, open_upload
+
+FULL = (MemoryError, torch.OutOfMemoryError)
+TOLD = (ValueError, OSError, ModuleNotFoundError, UsageError, *FULL)  # raised on purpose; what else comes is a bug
 
 
 @dataclass
@@ -40,13 +43,8 @@ class App:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def in_words(error: BaseException) -> str:
-    """What a visitor is told: of errors that were raised on purpose their text without paths; what is a bug is printed
-    here, for whoever runs the page."""
-    text = describe(error)
-    if text is not None:
-        return without_paths(text)
-    traceback.print_exception(error, file=sys.stderr)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+def in_words(error: Exception) -> str:
+    """What a visitor is told of one of `TOLD`: its text without paths."""
+    if isinstance(error, FULL):
         return "this machine's memory does not suffice for it: take a smaller picture or model"
-    return f"something is wrong with this page ({type(error).__name__}); whoever runs it finds more in its terminal"
+    return without_paths(describe(error) or str(error))

@@ -31,11 +31,15 @@ class Answer:
     text: str
 
 
-def classify(shelf: Shelf, limits: Limits, upload: Upload, model: Any, kind: Any = "gradient", top: Any = 5) -> Answer:
+def classify(
+    shelf: Shelf, limits: Limits, upload: Upload, model: Any, kind: Any = "gradient", top: Any = 5, *,
+    clock: Clock | None = None,
+) -> Answer:  # fmt: skip
     """`kind`: of MAPS. The gradient is of the likeliest class, as SmoothGrad takes it; attention is that of the class
-    token in the last block, or what each patch gets on average where there is none."""
+    token in the last block, or what each patch gets on average where there is none. `clock`: of the request that this
+    is a part of."""
     kind, top = choice(kind, "the map", MAPS), whole(top, "the number of classes", 1, 20)
-    clock = Clock(limits.seconds)
+    clock = clock or Clock(limits.seconds)
     with shelf.borrowed(model, clock, "classify") as judge, clock.watching(judge.model):
         x = prepared(judge, upload)
         with torch.inference_mode():

@@ -35,23 +35,23 @@ class Side:
 
 
 def compare(shelf: Shelf, limits: Limits, upload: Upload, first: Any, second: Any) -> tuple[Side, Side]:
-    return look(shelf, limits, upload, first), look(shelf, limits, upload, second)
+    clock = Clock(limits.seconds)
+    return look(shelf, limits, upload, first, clock), look(shelf, limits, upload, second, clock)
 
 
-def look(shelf: Shelf, limits: Limits, upload: Upload, model: Any) -> Side:
+def look(shelf: Shelf, limits: Limits, upload: Upload, model: Any, clock: Clock) -> Side:
     entry = shelf.entry(model, *KINDS)
     if entry.kind == "classify":
-        answer = classify(shelf, limits, upload, model, "gradient")
+        answer = classify(shelf, limits, upload, model, "gradient", clock=clock)
         drawn, top, said = answer.seen, answer.top, next(iter(answer.top))
     else:
-        found = find(shelf, limits, upload, model)
+        found = find(shelf, limits, upload, model, clock=clock)
         drawn, said = found.drawn, found.text
         top = {} if entry.kind == "detect" else {row[0]: row[1] for row in found.rows[:5]}
         for row in found.rows if entry.kind == "detect" else ():
             top.setdefault(row[0], row[1])
-    clock = Clock(limits.seconds)
     with shelf.borrowed(model, clock, entry.kind) as judge:
-        step = forward(judge, entry.kind, upload)
+        step, size = forward(judge, entry.kind, upload)
         with torch.inference_mode(), clock.watching(judge.model):
             most = peak(step, judge.device)
             seconds, rounds = speed(step, judge.device)
@@ -62,25 +62,20 @@ def look(shelf: Shelf, limits: Limits, upload: Upload, model: Any) -> Side:
         ("time", f"{1000 * seconds:.1f} ms a picture (median of {rounds})"),
         ("memory", f"{weights / 2**20:.1f} MiB of weights, up to {most / 2**20:.1f} MiB more for one picture"),
         ("parameters", f"{count / 1e6:.2f} million"),
-        ("input", " x ".join(map(str, size_of(judge, entry.kind, upload)))),
+        ("input", " x ".join(map(str, size))),
     ]
     return Side(drawn, dict(list(top.items())[:5]), rows)
 
 
-def forward(judge: Judge, kind: str, upload: Upload) -> Callable[[], Any]:
-    """One forward pass on the picture, prepared once."""
+def forward(judge: Judge, kind: str, upload: Upload) -> tuple[Callable[[], Any], tuple[int, ...]]:
+    """(one forward pass on the picture, which is prepared once; (H, W) of what goes in)."""
     if kind == "classify":
         x = prepared(judge, upload)
-        return lambda: logits_of(judge, x)
+        return lambda: logits_of(judge, x), tuple(x.shape[2:])
     image = FitPicture.of(judge.preprocessing)(upload.picture).image.to(judge.device)
     network: nn.Module = judge.model
-    return (lambda: network([image])) if kind == "detect" else (lambda: network(image[None]))
-
-
-def size_of(judge: Judge, kind: str, upload: Upload) -> tuple[int, ...]:
-    if kind == "classify":
-        return tuple(judge.preprocessing["input_size"][1:])
-    return tuple(FitPicture.of(judge.preprocessing)(upload.picture).image.shape[1:])
+    given = [image] if kind == "detect" else image[None]
+    return lambda: network(given), tuple(image.shape[1:])
 
 
 def speed(step: Callable[[], Any], device: torch.device) -> tuple[float, int]:

@@ -29,10 +29,14 @@ class Found:
     text: str
 
 
-def find(shelf: Shelf, limits: Limits, upload: Upload, model: Any, score: Any = 0.3, only: Any = None) -> Found:
-    """What is in the picture, at least as sure as `score`, of the classes `only` (None, or none: all)."""
+def find(
+    shelf: Shelf, limits: Limits, upload: Upload, model: Any, score: Any = 0.3, only: Any = None, *,
+    clock: Clock | None = None,
+) -> Found:  # fmt: skip
+    """What is in the picture, at least as sure as `score`, of the classes `only` (None, or none: all). `clock`: of the
+    request that this is a part of."""
     least = number(score, "the threshold", 0, 1)
-    clock = Clock(limits.seconds)
+    clock = clock or Clock(limits.seconds)
     with shelf.borrowed(model, clock, "detect", "segment") as judge, clock.watching(judge.model):
         wanted = choices(only, "a class", judge.classes)
         if shelf.entry(model, "detect", "segment").kind == "segment":
@@ -75,10 +79,8 @@ def segmented(judge: Judge, upload: Upload, least: float, only: Sequence[str]) -
     one = FitPicture.of(judge.preprocessing)(upload.picture)
     with torch.inference_mode():
         logits = judge.model(one.image[None].to(judge.device)).float()
-        chances = F.interpolate(logits, one.size, mode="bilinear", align_corners=False)[0]
-        total = chances.sum(0)
-        is_chance = float(chances.min()) >= 0 and float((total - 1).abs().max()) < 1e-2
-        chance, kinds = (chances if is_chance else chances.softmax(0)).max(0)
+        logits = F.interpolate(logits, one.size, mode="bilinear", align_corners=False)[0]
+        chance, kinds = logits.softmax(0).max(0)
     kinds, chance = kinds.cpu(), chance.cpu()
     hidden = chance < least
     if only:

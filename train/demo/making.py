@@ -8,7 +8,7 @@ from PIL import Image
 
 from ...vision.generation.samplers import SAMPLERS
 from ..maker import ImageMaker, MakeSettings, name_of
-from .limits import Clock, Limits, choice, choices, number, whole, words
+from .limits import Clock, Limits, Refused, choice, choices, number, whole, words
 from .shelf import Shelf
 
 OWN = "its own"
@@ -80,14 +80,16 @@ def make(
 
 
 def wanted(maker: ImageMaker, limits: Limits, classes: Any, caption: Any, count: int) -> list[str]:
-    """A title for each image, in the order in which they are shown; at most as many as are made at a time."""
+    """A title for each image, in the order in which they are shown. Raises Refused for more than are made at a time."""
     known = taken_by(maker)
     if known.captions:
         return [words(caption, "the caption", limits.text)] * count
     if not known.classes:
         return ["image"] * count
     chosen = choices(classes, "a class", known.classes) or known.classes[: max(1, min(8, limits.images // count))]
-    return [name for name in chosen for _ in range(count)][: limits.images]
+    if (total := count * len(chosen)) > limits.images:
+        raise Refused(f"{count} images of each of {len(chosen)} classes are {total}: at most {limits.images} are made")
+    return [name for name in chosen for _ in range(count)]
 
 
 def enlarged(pixels: Any) -> Image.Image:

@@ -50,7 +50,7 @@ def view(shelf: Shelf, limits: Limits, upload: Upload, model: Any, tokens: Any) 
                 reduced = logits_of(judge, x).softmax(-1)[0]
         if not layers:
             raise Refused("no block of this model leaves patches on a grid that could be drawn")
-        before, after = alternating(judge.model, network, plugin, x)
+        before, after = alternating(judge.model, network, plugin, x, clock)
         data = picture(x[0].cpu(), judge.preprocessing, layers, in_words(plugin))
         names = [judge.classes[int(p.argmax())] for p in (plain, reduced)]
     summaries = [layer.summary() for layer in layers]
@@ -63,12 +63,13 @@ def view(shelf: Shelf, limits: Limits, upload: Upload, model: Any, tokens: Any) 
     return View(Image.open(io.BytesIO(data)).convert("RGB"), rows, "; ".join((text, *upload.notes)))
 
 
-def alternating(model: nn.Module, network: nn.Module, plugin: Any, x: Tensor) -> tuple[float, float]:
+def alternating(model: nn.Module, network: nn.Module, plugin: Any, x: Tensor, clock: Clock) -> tuple[float, float]:
     """Median seconds of a forward pass without and with the plugin, in turn, after one of each to warm up."""
     times: tuple[list[float], list[float]] = ([], [])
     end = time.monotonic() + SECONDS
     while len(times[0]) < 4 or (time.monotonic() < end and len(times[0]) < 40):
         for kind in (0, 1):
+            clock.check()
             with ExitStack() as stack, torch.inference_mode():
                 if kind:
                     stack.enter_context(attached(network, plugin))

@@ -10,7 +10,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from . import tabs
-from .app import App, in_words
+from .app import TOLD, App, in_words
 from .gate import Gate
 from .look import CSS, HEAD, theme
 
@@ -20,7 +20,8 @@ EVENT = {"concurrency_id": "models", "concurrency_limit": 2, "preprocess": False
 
 
 def told(callback: Callable[..., Any]) -> Callable[..., Any]:
-    """The callback, whose errors the page shows as sentences."""
+    """The callback, whose errors the page shows as sentences. Of bugs Gradio says that there was an error, and prints
+    them into the terminal."""
 
     if isgeneratorfunction(callback):
 
@@ -28,7 +29,7 @@ def told(callback: Callable[..., Any]) -> Callable[..., Any]:
         def generating(*values: Any) -> Iterator[Any]:
             try:
                 yield from callback(*values)
-            except Exception as error:  # the page's edge: every error is told in it, and bugs in the terminal too
+            except TOLD as error:
                 raise shown(error) from error
 
         return generating
@@ -37,7 +38,7 @@ def told(callback: Callable[..., Any]) -> Callable[..., Any]:
     def calling(*values: Any) -> Any:
         try:
             return callback(*values)
-        except Exception as error:  # as above
+        except TOLD as error:
             raise shown(error) from error
 
     return calling
@@ -71,7 +72,7 @@ def serve(app: App, *, port: int | None = None, share: bool = False, browser: bo
     page.queue(max_size=app.limits.queue, default_concurrency_limit=2, api_open=False)
     gate = Middleware(Gate, folder=app.folder, upload=app.limits.upload + (1 << 20))  # the form's other parts
     _, local, public = page.launch(
-        server_name="127.0.0.1", server_port=port, share=share, inbrowser=browser, show_error=True, quiet=True,
+        server_name="127.0.0.1", server_port=port, share=share, inbrowser=browser, show_error=False, quiet=True,
         prevent_thread_lock=True, max_file_size=app.limits.upload, ssr_mode=False, pwa=False, mcp_server=False,
         enable_monitoring=False, run_history=False, footer_links=["settings"], state_session_capacity=500,
         app_kwargs={"middleware": [gate], "openapi_url": None}, theme=theme(), css=CSS, head=HEAD,

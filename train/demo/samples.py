@@ -21,7 +21,8 @@ def samples() -> list[Image.Image]:
 def written(folder: Path) -> list[str]:
     """As files in the folder, which the page may serve."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"sample {i}.png" for i, _ in enumerate(samples(), 1)]
-    for path, picture in zip(paths, samples(), strict=True):
-        picture.save(path)
-    return [str(path) for path in paths]
+    paths = []
+    for i, picture in enumerate(samples(), 1):
+        paths.append(str(folder / f"sample {i}.png"))
+        picture.save(paths[-1])
+    return paths

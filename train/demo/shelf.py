@@ -168,7 +168,7 @@ def kind_of(file: Path) -> str | None:
 
 
 def kind_of_network(description: dict[str, Any]) -> str | None:
-    from ...vision.heads.mask_tasks import SemanticSegmenter
+    from ...vision.heads.mask_tasks import PanopticSegmenter, SemanticSegmenter
     from ...vision.heads.semantic import Segmenter
     from ...vision.model import Classifier
     from ...vision.parts import class_at
@@ -185,4 +185,6 @@ def kind_of_network(description: dict[str, Any]) -> str | None:
         return "classify"
     if issubclass(network, Segmenter | SemanticSegmenter):
         return "segment"
+    if issubclass(network, PanopticSegmenter):
+        return None
     return "detect" if ".heads." in description["class_path"] else None

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..recipes import FOLDER
 from ..runs import read_metrics
 from .limits import Refused, choice, without_paths
 
@@ -21,23 +20,15 @@ class Starter:
     text: str
     minutes: int  # after which it stops, finished or not
 
-    @property
-    def there(self) -> bool:
-        return (FOLDER / f"{self.recipe}.yaml").is_file()
 
-
-STARTERS = tuple(
-    starter
-    for starter in (
-        Starter("shapes/cct", "classification, about 3 minutes", 10),
-        Starter("shapes/vit", "classification, for the token view, about 10 minutes", 20),
-        Starter("shapes/mask_rcnn", "detection with masks, about 10 minutes", 20),
-        Starter("shapes/semantic_fpn", "segmentation, about 10 minutes", 20),
-        Starter("shapes/dit", "generation by class, 30 minutes", 30),
-        Starter("shapes/dit_captions", "generation by caption, 30 minutes", 30),
-        Starter("shapes/vlm", "chat, 30 minutes", 30),
-    )
-    if starter.there
+STARTERS = (
+    Starter("shapes/cct", "classification, about 3 minutes", 10),
+    Starter("shapes/vit", "classification, for the token view, about 10 minutes", 20),
+    Starter("shapes/mask_rcnn", "detection with masks, about 10 minutes", 20),
+    Starter("shapes/semantic_fpn", "segmentation, about 10 minutes", 20),
+    Starter("shapes/dit", "generation by class, 30 minutes", 30),
+    Starter("shapes/dit_captions", "generation by caption, 30 minutes", 30),
+    Starter("shapes/vlm", "chat, 30 minutes", 30),
 )
 
 

@@ -92,7 +92,7 @@ class Form:
 def form_of(m: nn.Module) -> Form | None:
     """How this module is an MLP; None where it is none, or one of another kind."""
     if isinstance(m, SwiGLU):
-        return formed(m.fc1, m.fc3, m.fc2, nn.SiLU())
+        return formed(m.fc1, m.fc3, m.fc2, m.act)
     if isinstance(m, Mlp):
         return formed(m.fc1, None, m.fc2, m.act)
     gate, up, down, act = (getattr(m, name, None) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
@@ -174,7 +174,13 @@ class Routes:
 
 def balance(p: Sequence[Tensor], real: Tensor | None = None) -> Tensor:
     """The mean over the batch of sum_e mean(p_e) mean(chosen_e): p, one (B N experts) a layer, and the one-hot of its
-    largest, both over all real tokens (B N; None: all) of all layers together. 1 / experts where both are even."""
+    largest, both over all real tokens (B N; None: all) of all layers together. 1 / experts where both are even. Raises
+    ValueError where layers read different numbers of tokens."""
+    counts = sorted({each.shape[1] for each in p} | (set() if real is None else {real.shape[1]}))
+    if len(counts) > 1:
+        raise ValueError(f"the experts of one layer read {counts[0]} tokens of a sequence, others {counts[-1]}, and "
+                         "the balance loss compares the same ones: take off the plugin that lets tokens go, or learn "
+                         "without experts")  # fmt: skip
     whole = torch.stack(list(p), 1)  # B L N E
     chosen = one_hot(whole)
     if real is None:

@@ -197,10 +197,13 @@ def compare_random(layers: Mapping[str, Any], state: dict[str, Tensor]) -> None:
 
 def fill_heads(model: nn.Module, heads: Mapping[str, Tensor]) -> None:
     """The heads of the adapter that is on; a file without any leaves them as the model's own were."""
-    rows = {"head.weight": 0, "labels.table.weight": int(getattr(model, "has_null", False))}  # those that are no class
-    for name, others in rows.items():
-        if name in heads and hasattr(model, "reset_classifier") and len(heads[name]) - others != model.num_classes:
-            model.reset_classifier(len(heads[name]) - others)  # type: ignore[operator]
+    null = int(getattr(model, "has_null", False))
+    # the axis of the classes, and how many places of it are no class
+    axes = {"head.weight": (0, 0), "labels.table.weight": (0, null), "labels.linear.weight": (1, 0)}
+    for name in axes.keys() & heads.keys() if hasattr(model, "reset_classifier") else ():
+        axis, others = axes[name]
+        if (classes := heads[name].shape[axis] - others) != model.num_classes:
+            model.reset_classifier(classes)  # type: ignore[operator]
     own = {n: t for n, t in own_state(model).items() if n.split(".")[0] in HEADS}
     if heads:
         differ(set(own), set(heads))

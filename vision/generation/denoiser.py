@@ -36,6 +36,7 @@ class Denoiser(nn.Module):
     `masked(x, t, y, ratio)` computes with a share of the patches dropped, for networks that were made for it.
     """
 
+    forwards = ("predictions", "masked")  # called in training in place of `forward` (see train/sharded.py)
     family: str | None = None  # whose rules its published files keep to (generation.FAMILIES)
     labels: Labels | None  # (B) -> (B D); each adapter has one of its own (adapters.HEADS)
 
@@ -141,6 +142,8 @@ class Denoiser(nn.Module):
         is one, which stays), as Diffscaler has it."""
         if self.labels is None:
             raise ValueError(f"{self.called} has no labels, so num_classes={num_classes} means nothing to it")
+        if num_classes < 1:
+            raise ValueError(f"num_classes {num_classes}: labels are of at least 1 class")
         self.labels, self.num_classes = self.labels.resized(num_classes), num_classes
 
     # -------------------------------------------------------------------------------------------------------- training

@@ -28,13 +28,6 @@ from .denoiser import Denoiser, Variant
 from .time_norm import TimeLayerNorm, TimeRMSNorm
 
 
-class GeGLU(SwiGLU):
-    """fc2(gelu(fc1(x)) * fc3(x)), channels C -> hidden -> C (https://arxiv.org/abs/2002.05202)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)) * self.fc3(x))  # type: ignore[no-any-return]
-
-
 class TimedBlock(Seams):
     """[norm1 ->] mixer -> residual -> norm2 -> GeGLU -> residual, its norms by the time, which is the condition (B 1).
     Attention stands behind a norm, a convolution does not."""
@@ -46,7 +39,7 @@ class TimedBlock(Seams):
         super().__init__()
         self.dim = dim
         self.norm1, self.norm2 = TimeRMSNorm(dim) if norm else None, TimeRMSNorm(dim)
-        self.mixer, self.ffn, self.add = mixer, GeGLU(dim, 2 * dim, bias=True), Add()
+        self.mixer, self.ffn, self.add = mixer, SwiGLU(dim, 2 * dim, True, "gelu"), Add()
 
     def run(self, t: Tokens) -> Tokens:
         assert t.condition is not None

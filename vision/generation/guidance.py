@@ -69,6 +69,9 @@ def guided(network: Network, process: Process, y: Tensor | None, guidance: Guida
         if ask is None:
             raise ValueError("guidance needs the condition of nothing: give null, or a network that has the method")
         null = ask(y)
+    if null is not None and (y is None or len(null) != len(y)):
+        given = "none" if y is None else f"{len(y)}"
+        raise ValueError(f"null: {len(null)} conditions of nothing for {given} of the samples; one each is wanted")
 
     def predict(x: Tensor, level: Level) -> Tensor:
         weight = 1.0 if guidance is None else guidance.weight(level)

@@ -46,7 +46,7 @@ class MetaDenoiser(Denoiser):
         self.given = tuple(stages), stem, condition
         context = None if words is None else dim
         told = [replace(s, block=conditioned(s.block, dim, context)) for s in stages]
-        if stages and not any(a.block is not b.block for a, b in zip(told, stages, strict=True)):
+        if stages and not any(is_conditioned(s.block) for s in stages):
             raise ValueError("no stage of this denoiser looks at its condition: give them block=AdaLNZero()")
         first = stem or LatentPatches(patch, (-(-high // patch), -(-wide // patch)))
         self.time_embedding = TimeEmbedding(dim)
@@ -99,6 +99,10 @@ class MetaDenoiser(Denoiser):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.backbone.grad_checkpointing = enable
+
+
+def is_conditioned(block: BlockSpec) -> bool:
+    return any(map(is_conditioned, block.blocks)) if isinstance(block, EachBlock) else isinstance(block, Conditioned)
 
 
 def conditioned(block: BlockSpec, condition: int, context: int | None) -> BlockSpec:

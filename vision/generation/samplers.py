@@ -94,6 +94,12 @@ class Heun(Sampler):
     churn_noise: float = 1.0
     wide = True
 
+    def __post_init__(self) -> None:
+        if min(self.churn, self.churn_min, self.churn_noise) < 0 or self.churn_min > self.churn_max:
+            raise ValueError(
+                f"{self}: churn and churn_noise of at least 0, and 0 <= churn_min <= churn_max, are wanted"
+            )
+
     def check(self, process: Process) -> None:
         if self.churn and not isinstance(process, Edm):
             raise ValueError(f"Heun churn {self.churn}: {type(process).__name__} has no levels to go back to; Edm has")

@@ -168,6 +168,7 @@ class Segmenter(nn.Module):
     mode; None: at once. Losses: heads/semantic_loss.py.
     """
 
+    forwards = ("both",)  # called in training in place of `forward` (see train/sharded.py)
     head: nn.Module
 
     def __init__(self, backbone: nn.Module, classes: int, norm: Norm, slide: Slide | None = None):
