@@ -112,7 +112,10 @@ def _available(dtype: torch.dtype) -> bool:
     """Whether this torch has the operator and it computes what `reference` does (probed once a type, at first use)."""
     if dtype not in _probed:
         _probed[dtype] = False
-        if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # type: ignore[no-untyped-call]
+        here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+        if here and dtype is torch.bfloat16:  # which older processors have no products of
+            here = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if here:
             with torch.inference_mode(False), torch.no_grad():
                 x, w, b = (
                     torch.linspace(-1, 1, n, dtype=dtype).reshape(s) for n, s in ((6, (2, 3)), (12, (4, 3)), (4, (4,)))

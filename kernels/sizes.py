@@ -1,7 +1,7 @@
 """Questions about sizes that a model may be exported without knowing."""
 
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,15 +39,11 @@ def table(make: Callable[..., Any], *sizes: Any) -> Tensor:
     return torch.from_numpy(kept(make, *sizes))
 
 
+@lru_cache(maxsize=256)
 def kept(make: Callable[..., Any], *sizes: Any) -> Any:
-    """`make(*sizes)`, of whose last 64 results each is there again."""
-    return keeping(make)(*sizes)
-
-
-@cache
-def keeping(make: Callable[..., Any]) -> Callable[..., Any]:
-    """A memory of its own for each: with one for all, tables for pairs of places could fill it."""
-    return lru_cache(maxsize=64)(make)
+    """`make(*sizes)`, of whose last 256 results each is there again. One memory for all: torch.compile looks through a
+    function with a memory, and not into a memory of such functions."""
+    return make(*sizes)
 
 
 def modulo(x: Any, n: Any, xp: Any) -> Any:

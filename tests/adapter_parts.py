@@ -17,7 +17,7 @@ import torch
 from plugin_parts import by_energy, image, made
 from torch import Tensor, nn
 
-from patchloom.train.compat import KINDS
+from patchloom.train.catalogue.compat import KINDS
 from patchloom.vision.adapters import AdapterError, adapt, load_own_state, own_state
 from patchloom.vision.adapters import adapter as spelt
 from patchloom.vision.adapters.tasks import tasks_of, working_on

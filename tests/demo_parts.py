@@ -19,10 +19,10 @@ from dense_run_parts import mask_rcnn, semantic_fpn
 from generation_parts import awake, save_run
 from PIL import Image
 
-from patchloom.train import checkpoint
 from patchloom.train.demo.app import App
 from patchloom.train.demo.limits import Limits
 from patchloom.train.demo.shelf import Shelf
+from patchloom.train.running import checkpoint
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.mixers.attention import Global
 from patchloom.vision.mixers.pool import Pool

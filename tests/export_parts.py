@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from vision_tiny import tiny
 
-from patchloom.train import checkpoint
+from patchloom.train.running import checkpoint
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.mixers.attention import Global
 from patchloom.vision.model import Classifier

@@ -13,7 +13,7 @@ import lightning.pytorch as L
 import torch
 from torch import nn
 
-from patchloom.train import checkpoint
+from patchloom.train.running import checkpoint
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.mixers.pool import Pool
 from patchloom.vision.model import Classifier

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from patchloom.data.sample import KINDS
-from patchloom.train import checkpoint
+from patchloom.train.running import checkpoint
 from patchloom.vision.generation.dit import DiT
 from patchloom.vision.generation.gaussian import Gaussian
 from patchloom.vision.parts import plain

@@ -1,6 +1,6 @@
 """Every plugin with its settings, and every kind of backbone in a tiny form: two blocks a stage, 64 pixels.
 
-A plugin is a line of METHODS, a kind of backbone a line of `patchloom.train.compat.KINDS`.
+A plugin is a line of METHODS, a kind of backbone a line of `patchloom.train.catalogue.compat.KINDS`.
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from vision_tiny import tiny
 
-from patchloom.train.compat import KINDS, network
-from patchloom.train.interpreters import PolicyGradient
-from patchloom.train.sparsify import Sparsify
+from patchloom.train.catalogue.compat import KINDS, network
+from patchloom.train.objectives.interpreters import PolicyGradient
+from patchloom.train.objectives.sparsify import Sparsify
 from patchloom.vision.model import Classifier
 from patchloom.vision.plugins import Plugin, SeamError, attach, hosts_of
 from patchloom.vision.plugins.clustering import Clustering

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from patchloom.train.recipes import recipes
+from patchloom.train.running.recipes import recipes
 
 RECIPES = {recipe.name: recipe for recipe in recipes()}
 KINDS = {n: yaml.safe_load(Path(r.file).read_text())["model"]["class_path"] for n, r in RECIPES.items()}

@@ -101,15 +101,15 @@ def test_yaml_of_the_readme_is_the_recipes() -> None:
 
 
 def test_the_denoisers_of_the_page_are_those_of_the_package() -> None:
-    from patchloom.train import denoiser_figures, models
+    from patchloom.train.catalogue import denoisers, models
     from patchloom.vision import zoo
     from patchloom.vision.generation import DENOISERS
 
-    assert set(denoiser_figures.FIGURES) == set(zoo.list_models(kind="denoiser"))
-    stale = [n for n, found in denoiser_figures.FIGURES.items() if found[0] != models.fingerprint(DENOISERS[n])]
-    assert not stale, "python -m patchloom.train.families --count"
+    assert set(denoisers.FIGURES) == set(zoo.list_models(kind="denoiser"))
+    stale = [n for n, found in denoisers.FIGURES.items() if found[0] != models.fingerprint(DENOISERS[n])]
+    assert not stale, "python -m patchloom.train.catalogue.families --count"
     info = zoo.model_info("lego_s_u_32")
-    assert (info.parameters, info.macs) == denoiser_figures.FIGURES["lego_s_u_32"][1:]
+    assert (info.parameters, info.macs) == denoisers.FIGURES["lego_s_u_32"][1:]
 
 
 @pytest.mark.slow

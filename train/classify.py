@@ -9,15 +9,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from .begin import check_classes
-from .confusion import draw_confusion
 from .ema import Ema
-from .losses import Counts, CrossEntropy, Loss
-from .metrics import CONFUSION_LIMIT, metrics
-from .mixing import Mixing
+from .evaluation.confusion import draw_confusion
+from .evaluation.metrics import CONFUSION_LIMIT, metrics
 from .module import Trained
+from .objectives.losses import Counts, CrossEntropy, Loss
+from .objectives.mixing import Mixing
+from .objectives.patches import PatchMixing
 from .optim import Schedule
-from .patches import PatchMixing
+from .running.begin import check_classes
 
 
 class Classify(Trained):
@@ -134,7 +134,7 @@ class Classify(Trained):
         if isinstance(image, (tuple, list)):
             raise ValueError(
                 f"the batch has {len(image)} views of each image and {type(self.loss).__name__} takes one: set "
-                "model.loss to patchloom.train.resolutions.MultiResolution"
+                "model.loss to patchloom.train.objectives.resolutions.MultiResolution"
             )
         if self.mixer is not None and not self._mixing_is_over():
             image, target = self.mixer(image, target, (self.mixing_seed, self.current_epoch, *draw, self.global_rank))

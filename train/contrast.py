@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from ..multimodal.two_towers import TwoTowers
 from .ema import Ema
+from .evaluation.recall import Matches
 from .module import Trained
 from .optim import Schedule
-from .retrieval import Matches
 
 Captions = Sequence[str | Sequence[str]]
 

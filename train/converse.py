@@ -18,13 +18,13 @@ from ..multimodal.vlm import VisionLanguage
 from ..multimodal.words import IMAGE, from_plain, learned, open_tokenizer, plain_words
 from ..vision.adapters.lora_data import needs_data
 from ..vision.parts import plain
-from . import checkpoint
 from .drawing import picture_of, with_words
 from .ema import Ema
-from .means import Means
+from .evaluation.means import Means
+from .evaluation.said import is_right, messages, to
 from .module import Trained
 from .optim import Schedule
-from .said import is_right, messages, to
+from .running import checkpoint
 
 log = logging.getLogger("patchloom.train")
 PARTS = ("tower", "connector", "decoder")

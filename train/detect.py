@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .dense import Dense
-from .dense_metrics import DetectionScores
-from .detector import Detections, at_size
 from .drawing import with_objects
 from .ema import Ema
+from .evaluation.dense_metrics import DetectionScores
+from .evaluation.detector import Detections, at_size
 from .optim import Schedule
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]

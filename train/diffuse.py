@@ -17,7 +17,7 @@ from ..vision.parts import plain, unplain
 from .callbacks.alarm import Alarm, GradientAlarm
 from .callbacks.samples import Samples, SampleSheets
 from .ema import Ema
-from .means import Means
+from .evaluation.means import Means
 from .module import Trained
 from .optim import Constant, Schedule
 

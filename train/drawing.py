@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .detector import Detections
+    from .evaluation.detector import Detections
 
 GOLDEN = 0.618033988749895
 VOID = (0, 0, 0)

@@ -78,7 +78,7 @@ def build(arm: Arm, case: Case) -> nn.Module:
     from ..vision.adapters.files import put_on, settings_of
     from ..vision.plugins.words import retoken
     from ..vision.zoo import create_model
-    from .checkpoint import find, load_model
+    from .running.checkpoint import find, load_model
 
     set_fused_attn(True)
     torch.manual_seed(0)

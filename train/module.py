@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 from ..vision.adapters import adapter_of, host
 from ..vision.adapters.files import put_on
 from ..vision.adapters.trunk import digest
-from .begin import begin_as_images_have_it, check_adapter, check_classes, check_learning
 from .callbacks.adalora import ranks_that_fall
-from .checkpoint import header, preprocessing_of
 from .ema import Average, Ema
 from .optim import Cosine, Schedule, build_optimizer
+from .running.begin import begin_as_images_have_it, check_adapter, check_classes, check_learning
+from .running.checkpoint import header, preprocessing_of
 from .sharded import gather, shard
 
 

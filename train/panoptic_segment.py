@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from ..vision.heads.mask_tasks import PanopticSegmenter
 from ..vision.heads.segments import Panoptic
 from .dense import Dense
-from .dense_metrics import PanopticScores
 from .drawing import with_segments
-from .panoptic import Panorama, Segment, drawn
+from .evaluation.dense_metrics import PanopticScores
+from .evaluation.panoptic_quality import Panorama, Segment, drawn
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 

@@ -12,9 +12,9 @@ from ..vision.heads.mask_tasks import SemanticSegmenter
 from ..vision.heads.semantic import Segmenter
 from ..vision.heads.semantic_loss import SemanticLosses
 from .dense import Dense
-from .dense_metrics import SemanticScores
 from .drawing import with_classes
 from .ema import Ema
+from .evaluation.dense_metrics import SemanticScores
 from .optim import Schedule
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ..vision.plugins import PLUGINS, Plugin, SeamError, hosts_of, plugin, plugins_of
 from ..vision.plugins.words import in_words, retoken
 from ..vision.spelling import in_word, near
-from .bench import cost
+from .commands.bench import cost
 from .measure import Case, Spread, alternate, best_layout, circumstances, step_of, warm
 
 

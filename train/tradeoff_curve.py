@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from .sweep import COLOURS
+from .commands.sweep import COLOURS
 from .tradeoff import Answers, Point
 
 

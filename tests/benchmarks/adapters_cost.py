@@ -19,8 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from patchloom.train.compat import spelling
-from patchloom.train.judge import image_size, positive
+from patchloom.train.catalogue.compat import spelling
 from patchloom.train.measure import (
     LAYOUTS,
     Case,
@@ -35,6 +34,7 @@ from patchloom.train.measure import (
     resident_mb,
     warm,
 )
+from patchloom.train.saved.judge import image_size, positive
 from patchloom.train.tables import short
 from patchloom.vision.adapters import ADAPTERS, AdapterError, adapt, adapter, counts
 from patchloom.vision.zoo import create_model

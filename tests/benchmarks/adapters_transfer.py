@@ -30,14 +30,14 @@ import torch
 from torch import nn
 
 from patchloom.data.modules import FolderData, Jostle
-from patchloom.train.calm import calm
-from patchloom.train.checkpoint import find, load_model
+from patchloom.train.catalogue.compat import spelling
 from patchloom.train.classify import Classify
-from patchloom.train.compat import spelling
-from patchloom.train.judge import positive
-from patchloom.train.losses import CrossEntropy
+from patchloom.train.commands.sweep import COLOURS
+from patchloom.train.objectives.losses import CrossEntropy
 from patchloom.train.optim import Cosine
-from patchloom.train.sweep import COLOURS
+from patchloom.train.running.calm import calm
+from patchloom.train.running.checkpoint import find, load_model
+from patchloom.train.saved.judge import positive
 from patchloom.train.tables import short, write_whole
 from patchloom.vision.adapters import ADAPTERS, HEADS, AdapterError
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from patchloom.train.judge import positive
 from patchloom.train.measure import Case, Spread, alternate, best_layout, circumstances
+from patchloom.train.saved.judge import positive
 from patchloom.vision.zoo import create_model
 
 TESTS = Path(__file__).parents[1]

@@ -10,9 +10,9 @@ import sys
 from math import exp, log
 from typing import Any
 
-from patchloom.train.bench import compare
-from patchloom.train.judge import choose_device, image_size, positive
+from patchloom.train.commands.bench import compare
 from patchloom.train.measure import Arm, Case, circumstances
+from patchloom.train.saved.judge import choose_device, image_size, positive
 
 PAIRS = {
     "vit_small_patch16_224": "vit_small_patch16_224",

@@ -17,8 +17,8 @@ KINDS = {"box": "bbox", "mask": "segm"}
 OURS = """
 import json, sys, time
 start = time.perf_counter()
-from patchloom.train.coco_score import KINDS, score
-from patchloom.train.coco_truth import read_results, read_truth
+from patchloom.train.evaluation.coco_score import KINDS, score
+from patchloom.train.evaluation.coco_truth import read_results, read_truth
 loaded = time.perf_counter()
 annotations, results, kind = sys.argv[1:]
 truth = read_truth(annotations)

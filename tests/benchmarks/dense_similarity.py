@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchloom.train.bench import cost
-from patchloom.train.judge import Judge, find_images, image_size, load, positive
+from patchloom.train.commands.bench import cost
 from patchloom.train.measure import Case
+from patchloom.train.saved.judge import Judge, find_images, image_size, load, positive
 from patchloom.vision.features import spread
 from patchloom.vision.plugins import SeamError, attached, plugin
 

@@ -16,8 +16,8 @@ from torchvision.models.detection import MaskRCNN as TorchvisionMaskRCNN
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from patchloom.train.judge import positive
 from patchloom.train.measure import Case, Spread, Step, alternate, circumstances, warm
+from patchloom.train.saved.judge import positive
 from patchloom.vision.heads.detection import MaskRCNN
 from patchloom.vision.weights import load_published
 from patchloom.vision.zoo import create_model

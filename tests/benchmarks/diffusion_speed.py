@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchloom.train.judge import choose_device, positive
 from patchloom.train.measure import Case, Spread, Step, alternate, circumstances, in_child, resident_mb, timed, warm
+from patchloom.train.saved.judge import choose_device, positive
 from patchloom.vision.generation.dit import DiT
 from patchloom.vision.zoo import create_model
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import onnxruntime
 import torch
 
-from patchloom.train.export import programmed
-from patchloom.train.export_model import portable
+from patchloom.train.export.command import programmed
+from patchloom.train.export.model import portable
 from patchloom.train.measure import Case as Circumstances
 from patchloom.train.measure import Spread, alternate, circumstances, warm
 from patchloom.train.tables import table, write_whole

@@ -28,13 +28,13 @@ from torch import Tensor
 from patchloom.data.captioned import CaptionedShapes
 from patchloom.data.pictures import Captioned
 from patchloom.data.sample import COLOURS, KINDS
-from patchloom.train import checkpoint
 from patchloom.train.classify import Classify
 from patchloom.train.ema import Ema
-from patchloom.train.judge import Judge, find_images, load
-from patchloom.train.losses import Binary
+from patchloom.train.objectives.losses import Binary
 from patchloom.train.optim import Cosine
-from patchloom.train.runs import read_metrics
+from patchloom.train.running import checkpoint
+from patchloom.train.running.runs import read_metrics
+from patchloom.train.saved.judge import Judge, find_images, load
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.block import StreamNorm
 from patchloom.vision.heads.classification import Head

@@ -16,7 +16,7 @@ from pathlib import Path
 
 def smallest() -> list[str]:
     """The variant of each family with the fewest multiply-accumulates of those that are made for 64 pixels or more."""
-    from patchloom.train.models import names, row
+    from patchloom.train.catalogue.models import names, row
 
     best: dict[str, dict] = {}
     for name in names():

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from patchloom.train.classify import Classify
-from patchloom.train.losses import CrossEntropy
+from patchloom.train.objectives.losses import CrossEntropy
 from patchloom.train.optim import Constant, build_optimizer
 from patchloom.vision.zoo import create_model
 

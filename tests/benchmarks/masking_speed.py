@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchloom.train.judge import choose_device, positive
 from patchloom.train.measure import Case, Spread, Step, alternate, circumstances, warm
+from patchloom.train.saved.judge import choose_device, positive
 from patchloom.vision.generation.edm import Edm
 from patchloom.vision.generation.micro_dit import MicroDiT
 from patchloom.vision.generation.process import training_call

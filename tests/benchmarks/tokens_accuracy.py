@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from patchloom.data.modules import Cifar10Data, ShapesData
-from patchloom.train.checkpoint import load_model
-from patchloom.train.judge import positive
+from patchloom.train.commands.sweep import COLOURS
 from patchloom.train.measure import Case, Spread, alternate, circumstances, inference, warm
-from patchloom.train.sweep import COLOURS
+from patchloom.train.running.checkpoint import load_model
+from patchloom.train.saved.judge import positive
 from patchloom.train.tables import write_whole
 from patchloom.train.tradeoff import counts, twin
 from patchloom.vision.plugins import Plugin, attached, hosts_of

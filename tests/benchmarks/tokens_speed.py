@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from patchloom.train.bench import cost
-from patchloom.train.judge import positive
+from patchloom.train.commands.bench import cost
 from patchloom.train.measure import Case, Spread, alternate, circumstances, inference, warm
+from patchloom.train.saved.judge import positive
 from patchloom.vision.plugins import attach, plugin
 from patchloom.vision.zoo import create_model
 

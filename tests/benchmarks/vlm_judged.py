@@ -24,10 +24,10 @@ import torch
 
 from patchloom.data.dialogue_files import DialogueFiles
 from patchloom.data.dialogues import ABOUT, ShapesDialogues
-from patchloom.train import checkpoint
-from patchloom.train.runs import read_metrics
-from patchloom.train.said import bare, is_right
-from patchloom.train.talker import load_talker
+from patchloom.train.evaluation.said import bare, is_right
+from patchloom.train.running import checkpoint
+from patchloom.train.running.runs import read_metrics
+from patchloom.train.saved.talker import load_talker
 
 GOALS = {"colour": 0.90, "count": 0.70, "relation": 0.70, "caption": 0.70}
 RECIPES = {"daquar_mini": "daquar/vlm", "flickr8k_mini": "flickr8k/captions"}

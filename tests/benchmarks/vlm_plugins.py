@@ -24,7 +24,7 @@ from PIL import Image
 from patchloom.data.dialogues import ABOUT, Dialogue, ShapesDialogues
 from patchloom.multimodal.plugins import attached, plugin
 from patchloom.train.converse import is_right
-from patchloom.train.talker import Talker, load_talker
+from patchloom.train.saved.talker import Talker, load_talker
 from patchloom.vision.plugins import SeamError
 
 PLAIN = "plain"

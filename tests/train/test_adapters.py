@@ -9,16 +9,16 @@ from classify_parts import CLASSES, Colours, trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch import nn
 
-from patchloom.train import checkpoint
-from patchloom.train.adapted import load_adapted, trained
 from patchloom.train.callbacks.checkpoints import PlainFiles
 from patchloom.train.callbacks.learning import Learning
-from patchloom.train.checkpoint import load_model
 from patchloom.train.classify import Classify
 from patchloom.train.ema import Average, Ema
 from patchloom.train.learning import learning, summary
-from patchloom.train.mixing import Mixing
+from patchloom.train.objectives.mixing import Mixing
 from patchloom.train.optim import Constant, parameter_groups
+from patchloom.train.running import checkpoint
+from patchloom.train.running.checkpoint import load_model
+from patchloom.train.saved.adapted import load_adapted, trained
 from patchloom.vision.adapters import AdapterError, adapt, adapter_of, counts, own_state, unadapted
 from patchloom.vision.adapters.files import save_adapter
 from patchloom.vision.adapters.trunk import digest

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from patchloom.data.modules import ShapesData
 from patchloom.train.callbacks.checkpoints import Checkpoints, PlainFiles
 from patchloom.train.classify import Classify
-from patchloom.train.confusion import draw_confusion
 from patchloom.train.ema import Ema
-from patchloom.train.losses import Binary, CrossEntropy, Distil
-from patchloom.train.metrics import metrics
-from patchloom.train.mixing import Mixing
+from patchloom.train.evaluation.confusion import draw_confusion
+from patchloom.train.evaluation.metrics import metrics
+from patchloom.train.objectives.losses import Binary, CrossEntropy, Distil
+from patchloom.train.objectives.mixing import Mixing
 from patchloom.train.optim import Constant, Cosine
 from patchloom.vision import zoo
 

@@ -9,18 +9,19 @@ import pytest
 from fit_parts import patchloom
 
 from patchloom import __version__
-from patchloom.train import cli, recipes
+from patchloom.train import cli
+from patchloom.train.running import recipes
 
 HEAVY = ("torch", "lightning", "timm", "transformers", "gradio", "matplotlib", "numpy")
 
 
 def fake(monkeypatch, run, **extra):
     """Makes `bench` a command with one option that does `run`."""
-    module = types.ModuleType("patchloom.train.bench")
+    module = types.ModuleType("patchloom.train.commands.bench")
     module.add_arguments = lambda parser: parser.add_argument("--against", help="")
     module.run = run
     vars(module).update(extra)
-    monkeypatch.setitem(sys.modules, "patchloom.train.bench", module)
+    monkeypatch.setitem(sys.modules, "patchloom.train.commands.bench", module)
 
 
 def raising(error):

@@ -13,10 +13,10 @@ from processes import two_processes
 from real_data import real
 from recipe_parts import KINDS
 
-from patchloom.train import checkpoint
 from patchloom.train.cli import main
 from patchloom.train.contrast import Contrast, each, info_nce
-from patchloom.train.matcher import load_matcher
+from patchloom.train.running import checkpoint
+from patchloom.train.saved.matcher import load_matcher
 
 CONTRASTS = sorted(n for n, kind in KINDS.items() if kind == "patchloom.train.contrast.Contrast")
 SMALL = [

@@ -13,8 +13,8 @@ from patchloom.multimodal.ep_alm import EpAlm, Levels, Percept
 from patchloom.multimodal.stream import IGNORED
 from patchloom.multimodal.vlm import targets
 from patchloom.train.converse import Converse
-from patchloom.train.said import bare, is_right, messages
-from patchloom.train.talker import load_talker
+from patchloom.train.evaluation.said import bare, is_right, messages
+from patchloom.train.saved.talker import load_talker
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.mixers.attention import Global
 from patchloom.vision.model import Classifier

@@ -84,7 +84,7 @@ def shrunk(name: str, root: Path) -> dict:
 
 
 def parameters_of(path: str) -> dict:
-    from patchloom.train.keys import parameters, resolve
+    from patchloom.train.running.keys import parameters, resolve
 
     return parameters(resolve(path)) or {}
 

@@ -9,12 +9,12 @@ from torch import nn
 from vision_tiny import tiny_pyramid
 
 from patchloom.data.dense_modules import CocoData, Fit
-from patchloom.train import checkpoint
 from patchloom.train.callbacks.guard import Guard, NonFinite
 from patchloom.train.detect import Detect, in_pixels_of
-from patchloom.train.detector import Detections
 from patchloom.train.ema import Ema
+from patchloom.train.evaluation.detector import Detections
 from patchloom.train.optim import layers
+from patchloom.train.running import checkpoint
 from patchloom.vision.adapters import adapter_of, host
 from patchloom.vision.heads.yolo import Yolo
 from patchloom.vision.plugins import attach, plugin, plugins_of

@@ -5,13 +5,13 @@ import torch
 from generation_parts import RECIPE, Numbers, awake, fit
 from torch import nn
 
-from patchloom.train import checkpoint
-from patchloom.train.adapted import load_adapted
 from patchloom.train.cli import main
 from patchloom.train.diffuse import Diffuse
 from patchloom.train.ema import Ema
-from patchloom.train.load_maker import load_maker
-from patchloom.train.maker import MakeSettings
+from patchloom.train.running import checkpoint
+from patchloom.train.saved.adapted import load_adapted
+from patchloom.train.saved.load_maker import load_maker
+from patchloom.train.saved.maker import MakeSettings
 from patchloom.vision.adapters import book, own_state, switch
 from patchloom.vision.adapters.files import load_adapter, save_adapter
 
@@ -113,7 +113,7 @@ def test_from_run_to_run_by_the_command_line(adapter, tmp_path, monkeypatch):
     assert main(["fit", "-c", "base.yaml", "--test", "false"]) == 0
     (first,) = (tmp_path / "runs" / "base").iterdir()
     old = RECIPE[RECIPE.index("    model:\n") : RECIPE.index("    optimizer")]
-    new = f"    model: {{class_path: patchloom.train.adapted.trained, init_args: {{spec: {first}}}}}\n"
+    new = f"    model: {{class_path: patchloom.train.saved.adapted.trained, init_args: {{spec: {first}}}}}\n"
     text = (
         RECIPE.replace(old, new)
         .replace("max_epochs: 3", "max_epochs: 1")

@@ -9,11 +9,11 @@ import yaml
 from generation_parts import awake, save_autoencoder, save_pictures, save_run
 from PIL import Image
 
-from patchloom.train import checkpoint
 from patchloom.train.cli import main
-from patchloom.train.load_maker import load_maker
-from patchloom.train.maker import MakeSettings
-from patchloom.train.recipes import recipes
+from patchloom.train.running import checkpoint
+from patchloom.train.running.recipes import recipes
+from patchloom.train.saved.load_maker import load_maker
+from patchloom.train.saved.maker import MakeSettings
 
 RECIPES = {r.name: r.file for r in recipes() if "train.diffuse.Diffuse" in Path(r.file).read_text()}
 EXPECTED = {

@@ -10,7 +10,7 @@ from fit_parts import differences, patchloom, run_folder
 from generation_parts import RECIPE, save_autoencoder, save_pictures
 
 from patchloom.train.cli import main
-from patchloom.train.runs import read_metrics
+from patchloom.train.running.runs import read_metrics
 
 STRIKE = "callbacks: [{class_path: %s, init_args: {step: %d}}]"
 

@@ -9,12 +9,12 @@ import torch
 from generation_parts import RECIPE, Caption, Numbers, denoiser
 from PIL import Image
 
-from patchloom.train import checkpoint
 from patchloom.train.callbacks.alarm import Alarm, GradientAlarm, GradientSpike
 from patchloom.train.callbacks.samples import Samples
 from patchloom.train.cli import main
 from patchloom.train.diffuse import Diffuse
 from patchloom.train.grid import draw_grid
+from patchloom.train.running import checkpoint
 
 
 def fit(module, data, folder, callbacks=(), **options) -> L.Trainer:

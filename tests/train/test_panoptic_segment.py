@@ -10,11 +10,11 @@ from PIL import Image
 from vision_tiny import tiny_pyramid
 
 from patchloom.data.dense_modules import CocoData, Fit
-from patchloom.train import checkpoint
 from patchloom.train.callbacks.pictures import Pictures
 from patchloom.train.cli import main
 from patchloom.train.ema import Ema
 from patchloom.train.panoptic_segment import PanopticSegment
+from patchloom.train.running import checkpoint
 from patchloom.vision.adapters import adapter_of
 from patchloom.vision.heads.kmax import KMax
 from patchloom.vision.heads.kmax_inference import Thresholds

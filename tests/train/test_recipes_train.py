@@ -10,9 +10,9 @@ from PIL import Image
 from recipe_parts import KINDS, RECIPES, cli
 
 import patchloom
-from patchloom.train import checkpoint
 from patchloom.train.classify import Classify
 from patchloom.train.cli import main
+from patchloom.train.running import checkpoint
 from patchloom.vision.zoo import create_model
 
 CLASSIFIERS = sorted(n for n, kind in KINDS.items() if kind == "patchloom.train.classify.Classify")

@@ -9,10 +9,10 @@ from dense_run_parts import drawn, fake_ade20k, fcos, fitted, semantic_by_masks,
 from PIL import Image
 
 from patchloom.data.dense_modules import Fit, SegmentationData
-from patchloom.train import checkpoint
 from patchloom.train.callbacks.pictures import Pictures
 from patchloom.train.cli import main
 from patchloom.train.ema import Ema
+from patchloom.train.running import checkpoint
 from patchloom.train.segment import Segment
 from patchloom.vision.adapters import adapter_of
 from patchloom.vision.heads.mask_losses import MaskLosses

@@ -12,13 +12,13 @@ from processes import two_processes
 from patchloom.data.modules import ShapesData
 from patchloom.data.shapes import Shapes
 from patchloom.data.shards import ShardsData
-from patchloom.train import checkpoint
 from patchloom.train.callbacks.checkpoints import Checkpoints, PlainFiles
 from patchloom.train.callbacks.guard import Guard
 from patchloom.train.classify import Classify
 from patchloom.train.cli import main
 from patchloom.train.ema import Ema
 from patchloom.train.optim import Cosine
+from patchloom.train.running import checkpoint
 from patchloom.vision.backbone import Backbone, Stage
 from patchloom.vision.mixers.window import Window
 from patchloom.vision.model import Classifier

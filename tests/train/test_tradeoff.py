@@ -5,8 +5,8 @@ import torch
 from token_parts import vit
 from torch import nn
 
+from patchloom.train.commands.tokens import choose, verdict
 from patchloom.train.measure import Spread
-from patchloom.train.tokens import choose, verdict
 from patchloom.train.tradeoff import Answers, Pictures, Point, counts, equally, twin
 from patchloom.vision.plugins import plugins_of
 from patchloom.vision.plugins.merge import Merge

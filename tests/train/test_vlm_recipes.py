@@ -9,9 +9,9 @@ from dialogue_parts import save_talk
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
 from patchloom.multimodal.words import learned
-from patchloom.train import checkpoint
 from patchloom.train.cli import main
-from patchloom.train.recipes import recipes
+from patchloom.train.running import checkpoint
+from patchloom.train.running.recipes import recipes
 
 RECIPES = {r.name: r.file for r in recipes() if "train.converse.Converse" in Path(r.file).read_text()}
 EXPECTED = {

@@ -7,7 +7,8 @@ import torch
 from fit_parts import RECIPE, error_line, patchloom, recipe, run_folder
 from PIL import Image
 
-from patchloom.train import checkpoint, cli
+from patchloom.train import cli
+from patchloom.train.running import checkpoint
 
 
 def said(capsys, *line, status=2) -> str:

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from patchloom.train.figures import FIGURES
+from patchloom.train.catalogue.figures import FIGURES
 from patchloom.vision import zoo
 
 # parameters of what counts as tiny to base; a 22k head on top is another head, not another network

@@ -11,8 +11,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
-from .. import checkpoint
-from ..runs import MetricsFile
+from ..running import checkpoint
+from ..running.runs import MetricsFile
 from .resume import Place, Resume, place_now
 
 MONITORED = {  # the first that is logged is `auto`
@@ -22,7 +22,7 @@ MONITORED = {  # the first that is logged is `auto`
 
 
 class PlainFiles(CheckpointIO):
-    """Whole or not at all, tensors and plain values only: see train/checkpoint.py."""
+    """Whole or not at all, tensors and plain values only: see train/running/checkpoint.py."""
 
     def save_checkpoint(
         self, checkpoint_: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None

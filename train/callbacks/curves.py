@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runs import read_metrics
+from ..running.runs import read_metrics
 from ..tables import write_whole
 
 TRAIN, VAL, OTHER, INK, FAINT = "#3b6fb6", "#d9772b", "#7a9a3a", "#333333", "#8a8a8a"

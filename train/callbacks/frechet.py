@@ -43,9 +43,9 @@ class FrechetWatch(L.Callback):
             raise ValueError("FrechetWatch: the run learns latents, and nobody has the pictures; leave it out")
         if not trainer.is_global_zero:
             return
-        from ..fid_extract import of_judge
-        from ..fid_numbers import Moments
-        from ..judge import load
+        from ..evaluation.fid_extract import of_judge
+        from ..evaluation.fid_numbers import Moments
+        from ..saved.judge import load
 
         with torch.random.fork_rng(devices=[]):  # rebuilding a network draws, and the run shall not notice
             judge = load(self.judge, device=str(module.device))
@@ -86,8 +86,8 @@ class FrechetWatch(L.Callback):
             rank_zero_info(f"step {self.last}: val/{name} {value:.4f}")
 
     def numbers(self, trainer: Any, module: Any) -> dict[str, float]:
-        from ..fid_numbers import Moments, frechet_distance
-        from ..maker import ImageMaker, MakeSettings, pixels_of
+        from ..evaluation.fid_numbers import Moments, frechet_distance
+        from ..saved.maker import ImageMaker, MakeSettings, pixels_of
 
         extractor, known, real = self.tools
         settings = MakeSettings(sampler=self.sampler, steps=self.steps, guidance=self.guidance, seed=self.seed)

@@ -3,7 +3,7 @@
 import lightning.pytorch as L
 
 from ...vision.plugins.ia_red import Interpreter, interpreters_of
-from ..interpreters import PolicyGradient
+from ..objectives.interpreters import PolicyGradient
 
 
 class InterpreterCurriculum(L.Callback):
@@ -25,7 +25,7 @@ class InterpreterCurriculum(L.Callback):
         if not isinstance(module.loss, PolicyGradient):
             raise ValueError(
                 f"InterpreterCurriculum: the loss is {type(module.loss).__name__}; set model.loss to "
-                "patchloom.train.interpreters.PolicyGradient"
+                "patchloom.train.objectives.interpreters.PolicyGradient"
             )
         wanted = 2 * len(interpreters_of(module.model))
         if (trainer.max_epochs or 0) < wanted:

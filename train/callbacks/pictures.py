@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 from torch import Tensor, nn
 
-from ..runs import MetricsFile
+from ..running.runs import MetricsFile
 from .curves import draw_curves
 from .pairs import Pairs, draw_pairs
 from .sheet import Collection, draw_sheet

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Live
 from rich.text import Text
 
-from ..begin import is_list_of_images
+from ..running.begin import is_list_of_images
 
 STAGES = {
     "train": "training",

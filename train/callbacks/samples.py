@@ -66,13 +66,13 @@ class SampleSheets(L.Callback):
     # ------------------------------------------------------------------------------------------------------ drawing
 
     def settings(self) -> Any:
-        from ..maker import MakeSettings
+        from ..saved.maker import MakeSettings
 
         spec = self.spec
         return MakeSettings(sampler=spec.sampler, steps=spec.steps, guidance=spec.guidance, seed=spec.seed)
 
     def maker(self, module: Any) -> Any:
-        from ..maker import ImageMaker, pixels_of
+        from ..saved.maker import ImageMaker, pixels_of
 
         latents = "latents" in module.preprocessing
         size = pixels_of(module.preprocessing)

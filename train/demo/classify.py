@@ -13,8 +13,8 @@ from ...data.transforms import evaluation_transform
 from ...vision.mixers.attention import SelfAttention
 from ...vision.tokens import Tokens
 from ..callbacks.sheet import shown
-from ..judge import Judge
 from ..patch_groups import groups_of
+from ..saved.judge import Judge
 from .limits import Clock, Limits, Refused, choice, whole
 from .shelf import Shelf
 from .uploads import Upload

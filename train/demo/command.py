@@ -46,7 +46,7 @@ def seconds(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     import gradio  # noqa: F401  what is not installed is said before anything is trained
 
-    from ..judge import choose_device
+    from ..saved.judge import choose_device
     from .app import App
     from .limits import Limits
     from .page import serve

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..dense_input import FitPicture
-from ..judge import Judge
+from ..evaluation.dense_input import FitPicture
+from ..saved.judge import Judge
 from .classify import classify, logits_of, prepared
 from .find import find
 from .limits import Clock, Limits

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dense_input import FitPicture
 from ..detect import surer
-from ..detector import Detections, detector_of
 from ..drawing import legend, with_classes, with_objects
-from ..judge import Judge
+from ..evaluation.dense_input import FitPicture
+from ..evaluation.detector import Detections, detector_of
+from ..saved.judge import Judge
 from .limits import Clock, Limits, choices, number
 from .shelf import Shelf
 from .uploads import Upload

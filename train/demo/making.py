@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ...vision.generation.samplers import SAMPLERS
-from ..maker import ImageMaker, MakeSettings, name_of
+from ..saved.maker import ImageMaker, MakeSettings, name_of
 from .limits import Clock, Limits, Refused, choice, choices, number, whole, words
 from .shelf import Shelf
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint
-from ..judge import load as load_judge
+from ..running import checkpoint
+from ..saved.judge import load as load_judge
 from .limits import Clock, Refused, choice
 
 KINDS = ("classify", "detect", "segment", "generate", "chat")
@@ -106,11 +106,11 @@ class Shelf:
 
 def load(entry: Entry, device: str) -> Any:
     if entry.kind == "generate":
-        from ..load_maker import load_maker
+        from ..saved.load_maker import load_maker
 
         return load_maker(entry.spec, device=device)
     if entry.kind == "chat":
-        from ..talker import load_talker
+        from ..saved.talker import load_talker
 
         return load_talker(entry.spec, device=device)
     judge = load_judge(entry.spec, device=device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from ..runs import read_metrics
+from ..running.runs import read_metrics
 from .limits import Refused, choice, without_paths
 
 

@@ -1,5 +1,5 @@
 """ResFormer, https://arxiv.org/abs/2212.00776: a DeiT that takes any size, by positions from convolutions. Trained on
-several sizes of each image at once: `train/resolutions.py`."""
+several sizes of each image at once: `train/objectives/resolutions.py`."""
 
 from ..backbone import Stage
 from ..block import PreNorm

@@ -1,7 +1,7 @@
 """What every adapter keeps in every kind of backbone that takes it, and that the others refuse it by name.
 
-Methods stand in adapter_parts.py and kinds in patchloom.train.compat, a line each. The default run tries each method in
-one kind, in turn, the slow list everything; docs/compatibility.md is compared as they go.
+Methods stand in adapter_parts.py and kinds in patchloom.train.catalogue.compat, a line each. The default run tries each
+method in one kind, in turn, the slow list everything; docs/compatibility.md is compared as they go.
 """
 
 import re
@@ -29,7 +29,7 @@ from plugin_parts import image, made, original
 from torch import nn
 from vision_tiny import without_effect
 
-from patchloom.train.compat import KINDS, PAGE
+from patchloom.train.catalogue.compat import KINDS, PAGE
 from patchloom.vision.adapters import (
     ADAPTERS,
     AdapterError,

@@ -11,7 +11,7 @@ from peft_parts import bare, stirred
 from plugin_parts import image, made
 from torch import nn
 
-from patchloom.train.compat import KINDS
+from patchloom.train.catalogue.compat import KINDS
 from patchloom.vision.adapters import (
     AdapterError,
     adapt,

@@ -45,14 +45,15 @@ def numbers(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def judge(record, model, places):
-    found = captured(model.eval(), record.input(), places)
+def judge(record, model, places, tolerance=1e-5):
+    dtype = next(model.parameters()).dtype
+    found = captured(model.eval(), record.input().to(dtype), places)
     assert set(found) == set(record.meta["outputs"])
     for name, value in found.items():
         b, _, *rest = record.meta["outputs"][name]["shape"]
         if len(rest) == 2:  # a map B C H W
             value = value.mT.reshape(b, -1, *rest)
-        record.compare(name, value, 1e-5)
+        record.compare(name, value, tolerance)
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -63,7 +64,8 @@ def test_matches_the_original(name):
     assert not report.resized
     assert report.dropped == (["cls_token"] if "deit" in name else [])
     judge(record, model, PLACES[name])
-    judge(record, model.fold(), PLACES[name])
+    # In float64: attention divides by sums of products that are nearly all 0, and these weights grow to 1e9 behind it
+    judge(record, model.double().fold(), PLACES[name])
 
 
 def test_two_blocks_of_deit_match_the_original():
@@ -73,9 +75,8 @@ def test_two_blocks_of_deit_match_the_original():
     model.family = "slab"
     assert not load_published(model, record.state_dict()).fresh
     first = "backbone.stages.0.blocks.0"
-    judge(
-        record, model, {"block0_attention": f"{first}.mixer", "block0": first, "block1": "backbone.stages.0.blocks.1"}
-    )
+    places = {"block0_attention": f"{first}.mixer", "block0": first, "block1": "backbone.stages.0.blocks.1"}
+    judge(record, model, places, 3e-5)  # the record's own float32 is 1.7e-5 from what float64 gives
 
 
 @pytest.mark.parametrize("name", ["slab_deit_tiny", "slab_swin_tiny", "slab_pvt_tiny"])

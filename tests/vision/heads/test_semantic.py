@@ -120,7 +120,7 @@ def test_a_model_without_auxiliary_head_and_one_with_batch_norm():
 
 @torch.no_grad()
 def test_an_image_alone_is_as_in_a_batch():
-    model, x = stirred(small()), image()
+    model, x = stirred(small()).double(), image().double()
     torch.testing.assert_close(model(x)[:1], model(x[:1]), rtol=1e-4, atol=1e-5)
 
 

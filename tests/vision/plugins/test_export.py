@@ -5,7 +5,7 @@ import pytest
 import torch
 from plugin_parts import METHODS, image, made
 
-from patchloom.train.compat import NOT_EXPORTED
+from patchloom.train.catalogue.compat import NOT_EXPORTED
 from patchloom.vision.plugins import attach
 
 VIT = "global attention, class token"
