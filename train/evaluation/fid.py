@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli import UsageError
-from ..saved.judge import choose_device, image_size, natural, positive
+from ..saved.judge import add_reading, choose_device, image_size, natural, positive
 from ..tables import table
 from .coco import add_output, deliver
 from .fid_protocol import Numbers, Protocol, expect_same, read_numbers, said
@@ -49,12 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs="+", metavar="FILE", help="earlier results (--out), to stand beside this one"
     )
-    parser.add_argument("--batch", type=positive, default=64, metavar="N", help="pictures at a time (64)")
-    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read pictures (2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
-    parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable picture (stop)"
-    )
+    add_reading(parser, batch=64)
     add_output(parser)
     made = parser.add_argument_group("how the pictures are made by a run, or were made where protocol.json is missing")
     made.add_argument("--sampler", metavar="NAME")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import UsageError
-from ..saved.judge import natural, positive
+from ..saved.judge import add_reading, positive
 from ..tables import table
 from .coco import add_output, deliver
 
@@ -34,12 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompts", nargs="+", default=["{}"], metavar="TEXT", help="what is said of a class, {} where its name goes"
     )
-    parser.add_argument("--batch", type=positive, default=64, metavar="N", help="pictures at a time (64)")
-    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read pictures (2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
-    parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable picture (stop)"
-    )
+    add_reading(parser, batch=64)
     add_output(parser)
 
 

@@ -230,9 +230,7 @@ def find_images(*paths: str | os.PathLike[str]) -> list[Path]:
 def add_judging(parser: argparse.ArgumentParser, *, batch: int, tokens: bool = True) -> None:
     """The options of every command that lets a model judge images; `tokens`: with any plugin."""
     parser.add_argument("--size", type=image_size, metavar="N|HxW", help="input size, instead of the model's own")
-    parser.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"images at a time ({batch})")
-    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read images (2)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
+    add_reading(parser, batch=batch)
     if tokens:
         parser.add_argument(
             "--tokens", metavar="SPEC", help="a token plugin, e.g. tome:r=8; none: without the checkpoint's own"
@@ -241,10 +239,17 @@ def add_judging(parser: argparse.ArgumentParser, *, batch: int, tokens: bool = T
             "--adapter", metavar="FOLDER", help="a saved adapter, or the run that trained it, with its head and classes"
         )
     parser.add_argument(
-        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable image (stop)"
-    )
-    parser.add_argument(
         "--random-weights", action="store_true", help="let an untrained network answer: to try the plumbing"
+    )
+
+
+def add_reading(parser: argparse.ArgumentParser, *, batch: int) -> None:
+    """The options of every command in which a network goes through a folder's images."""
+    parser.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"images at a time ({batch})")
+    parser.add_argument("--workers", type=natural, default=2, metavar="N", help="processes that read images (2)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
+    parser.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable image (stop)"
     )
 
 
