@@ -12,11 +12,15 @@ from torch import Tensor
 from .edm import whole
 from .process import Level, Losses, Network, Process, draw, each_mean, over, taken, uniform
 
+LEAST = 0.05  # the smallest t that the velocity of a predicted image is divided by
+
 
 @dataclass(frozen=True)
 class Flow(Process):
-    """x = (1 - t) x0 + t noise, of which the network predicts the velocity noise - x0 and is told 1,000 t.
+    """x = (1 - t) x0 + t noise, of which the network predicts the velocity noise - x0 or the image; it is told 1,000 t.
 
+    A network that `predicts` the "image" is judged by the velocity that its image means, (x - image) / t with t at
+    least 0.05 (Li and He, arXiv 2511.13720): large patches of images need few channels, their noise needs all.
     In training t is uniform, or the sigmoid of a unit normal number (`times` "logit_normal", as Stable Diffusion 3,
     arXiv 2403.03206). `shift` moves times towards noise, in training and sampling: s t / (1 + (s - 1) t), for larger
     images.
@@ -24,11 +28,15 @@ class Flow(Process):
 
     shift: float = 1.0
     times: Literal["uniform", "logit_normal"] = "uniform"
+    predicts: Literal["velocity", "image"] = "velocity"
     time: Literal["step"] = "step"
 
     def __post_init__(self) -> None:
-        if self.times not in ("uniform", "logit_normal") or self.time != "step" or not self.shift > 0:
-            raise ValueError(f"{self}: shift above 0, times uniform or logit_normal, time step are there")
+        known = {"times": ("uniform", "logit_normal"), "predicts": ("velocity", "image"), "time": ("step",)}
+        if not self.shift > 0 or any(getattr(self, name) not in those for name, those in known.items()):
+            raise ValueError(
+                f"{self}: shift above 0, times uniform or logit_normal, predicts velocity or image, time step are there"
+            )
 
     def loss(self, network: Network, x0: Tensor, y: Tensor | None = None, *,
              generator: torch.Generator | None = None, noise: Tensor | None = None,
@@ -46,7 +54,9 @@ class Flow(Process):
             raise ValueError(
                 f"Flow asks for predictions of the image's shape {tuple(x0.shape)}; the network gave {odd[0]}"
             )
-        error = torch.stack([each_mean((noise - x0 - a) ** 2, kept) for a in answers]).mean(0)
+        wanted = x0 / at.clamp_min(LEAST) if self.predicts == "image" else noise - x0
+        answers = [a / at.clamp_min(LEAST) for a in answers] if self.predicts == "image" else answers
+        error = torch.stack([each_mean((wanted - a) ** 2, kept) for a in answers]).mean(0)
         return Losses(error, error.detach(), None, 1000 * t)
 
     def levels(self, steps: int | str) -> tuple[Level, ...]:
@@ -55,4 +65,5 @@ class Flow(Process):
         return tuple(Level(1 - t, t, 1000 * t, t) for t in (self.shift * e / (1 + (self.shift - 1) * e) for e in even))
 
     def denoised(self, output: Tensor, x: Tensor, level: Level) -> Tensor:
-        return x - level.sigma * output[:, : x.shape[1]]
+        answer = output[:, : x.shape[1]]
+        return answer if self.predicts == "image" else x - level.sigma * answer

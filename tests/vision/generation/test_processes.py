@@ -16,7 +16,8 @@ from patchloom.vision.generation.samplers import DDIM, sample
 from patchloom.vision.generation.schedules import kept_steps
 from patchloom.vision.parts import plain, unplain
 
-PROCESSES = (Gaussian(variance="large"), Gaussian(predicts="velocity", variance="small", betas="cosine"), Edm(), Flow())
+PROCESSES = (Gaussian(variance="large"), Gaussian(predicts="velocity", variance="small", betas="cosine"), Edm(), Flow(),
+             Flow(predicts="image"))  # fmt: skip
 SMALL = Gaussian(variance="small")
 
 
@@ -69,7 +70,7 @@ def test_the_perfect_network_has_no_loss(process):
     def perfect(x: Tensor, told: Tensor, y: None) -> Tensor:
         if isinstance(process, Flow):
             torch.testing.assert_close(told, 1000 * t)
-            return noise - x0
+            return x0 if process.predicts == "image" else noise - x0
         if isinstance(process, Gaussian):
             return noise if process.predicts == "noise" else process.velocity(x0, t, noise)
         sigma = (4 * told).exp().view(-1, 1, 1, 1)
@@ -195,7 +196,7 @@ def test_step_numbers_kept():
     (lambda: Gaussian(variance="x"), "variance 'x'"),
     (lambda: Gaussian(objective="l1"), "'l1'"), (lambda: Gaussian(time="c_noise"), "time 'c_noise'"),
     (lambda: Edm(sigma_min=90), "sigma_min < sigma_max"), (lambda: Edm(reduce="max"), "'max'"),
-    (lambda: Flow(0.0), "shift above 0"),
+    (lambda: Flow(0.0), "shift above 0"), (lambda: Flow(predicts="noise"), "predicts velocity or image"),
 ])  # fmt: skip
 def test_a_process_that_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
@@ -240,6 +241,21 @@ def test_times_of_a_flow():
     assert told[1].std() == pytest.approx(0.208, rel=0.05)  # of the sigmoid of a unit normal number
     assert told[2].mean() > 0.6
     assert [round(level.t) for level in Flow(3.0).levels(2)] == [1000, 750, 0]
+
+
+def test_a_predicted_image_is_judged_by_its_velocity():
+    process, (x0, noise, answer) = Flow(predicts="image"), torch.randn(3, 3, 3, 4, 4).unbind(0)
+    t = torch.tensor([0.8, 0.05, 0.01])  # the last is below what an error is divided by
+    found = process.loss(lambda *_: answer, x0, noise=noise, t=t)
+    at = t.view(-1, 1, 1, 1)
+    velocity = ((1 - at) * x0 + at * noise - answer) / at
+    same = Flow().loss(lambda *_: velocity, x0, noise=noise, t=t)
+    torch.testing.assert_close(found.loss[:2], same.loss[:2])
+    torch.testing.assert_close(found.loss[2], ((x0 - answer)[2] / 0.05).square().mean())
+    level = process.levels(10)[3]
+    x = level.alpha * x0 + level.sigma * noise
+    torch.testing.assert_close(process.denoised(answer, x, level), answer)
+    torch.testing.assert_close(Flow().denoised((x - answer) / level.sigma, x, level), answer)
 
 
 def test_edm_weighs_as_published():
