@@ -11,7 +11,8 @@ from ..vision.heads.segments import Panoptic
 from .dense import Dense
 from .drawing import with_segments
 from .evaluation.dense_metrics import PanopticScores
-from .evaluation.panoptic_quality import Panorama, Segment, drawn
+from .evaluation.panoptic_quality import Panorama, drawn
+from .evaluation.segmenter import panorama
 
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -76,11 +77,6 @@ class PanopticSegment(Dense):
         for image, target, found in zip(*batch, outputs, strict=True):
             picture = self.seen(image)
             yield tuple(with_segments(picture, p.ids, categories(p)) for p in (truth(target), found))
-
-
-def panorama(found: Panoptic) -> Panorama:
-    """A network's answer as it is judged and drawn."""
-    return Panorama(found.numbers.cpu().numpy(), {s.number: Segment(s.label) for s in found.segments})
 
 
 def truth(target: dict[str, Tensor]) -> Panorama:

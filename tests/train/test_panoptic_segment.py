@@ -1,6 +1,8 @@
 """`PanopticSegment`: training, checkpoints, quality as the official command counts it, and what does not fit."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from patchloom.data.dense_modules import CocoData, Fit
 from patchloom.train.callbacks.pictures import Pictures
 from patchloom.train.cli import main
 from patchloom.train.ema import Ema
+from patchloom.train.evaluation.dense_input import FitPicture
+from patchloom.train.evaluation.segmenter import segments
 from patchloom.train.panoptic_segment import PanopticSegment
 from patchloom.train.running import checkpoint
 from patchloom.vision.adapters import adapter_of
@@ -82,6 +86,7 @@ def test_the_numbers_are_those_of_the_official_command(root, tmp_path, capsys):
     said = json.loads(capsys.readouterr().out)
     for name, group in (("pq", "all"), ("pq_things", "things"), ("pq_stuff", "stuff")):
         assert said[group]["pq"] == pytest.approx(found[f"val/{name}"], abs=1e-6), name
+    judge_by_checkpoint(tmp_path, annotations, said, capsys)
     assert main([*line, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert all(part["class"] in ("circle", "square", "sky") for one in told for part in one["segments"])
@@ -89,6 +94,61 @@ def test_the_numbers_are_those_of_the_official_command(root, tmp_path, capsys):
     assert "share of pixels" in capsys.readouterr().out
     assert main([*line, "--out", str(tmp_path / "found.json")]) == 1
     assert "need a folder: --out DIR" in capsys.readouterr().err
+
+
+def judge_by_checkpoint(tmp_path, annotations, said, capsys):
+    """`eval panoptic --checkpoint` counts what `predict` and `--results` count; what is missing is named."""
+    line = ["eval", "panoptic", "--checkpoint", str(tmp_path / "last.ckpt"), "--workers", "0", "--json"]
+    images = ["--images", str(tmp_path / "photos")]
+
+    def judged(file):
+        assert main([*line, "--annotations", str(file), "--segments", annotations.removesuffix(".json"), *images]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    own = judged(annotations)
+    assert {**own, "source": said["source"]} == said
+    assert main([*line, "--annotations", annotations]) == 0  # the layout of `root` tells where the images are
+    assert json.loads(capsys.readouterr().out) == own
+
+    content = json.loads(Path(annotations).read_text())
+    for category in content["categories"]:
+        category["name"] = category["name"].replace("square", "box")
+    (other := tmp_path / "other.json").write_text(json.dumps(content))
+    found = judged(other)
+    assert "1 of 3 classes of" in found["notes"][0]
+    assert "does not know 1 of 3 categories (box): their 3 segments count as missed" in found["notes"][1]
+    assert found["per_category"]["box"]["pq"] == 0
+    assert found["per_category"]["circle"] == own["per_category"]["circle"]
+    for category in content["categories"]:
+        category["name"] += "s"
+    other.write_text(json.dumps(content))
+    more = ["--segments", annotations.removesuffix(".json")]
+    assert main([*line, "--annotations", str(other), *more, *images]) == 1
+    assert "knows no category of" in capsys.readouterr().err
+
+    (tmp_path / "photos" / "200.png").unlink()
+    assert main([*line, "--annotations", annotations, *images]) == 1
+    assert "1 of 4 images of" in (error := capsys.readouterr().err)
+    assert "(200.png): name the right folder (--on-error skip judges the others)" in error
+    assert main([*line, "--annotations", annotations, *images, "--on-error", "skip"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 3
+    assert any("only the others are judged" in note for note in found["notes"])
+    Image.open(tmp_path / "photos" / "201.png").resize((90, 60)).save(tmp_path / "photos" / "200.png")
+    assert main([*line, "--annotations", annotations, *images]) == 1
+    assert "200.png: 60x90 pixels, the image has 64x96" in capsys.readouterr().err
+    for words, message in (
+        (["--results", "a.json", "--images", "photos"], "--images goes with --checkpoint"),
+        (["--checkpoint", "a", "--result-segments", "b"], "--result-segments goes with --results"),
+    ):
+        assert main(["eval", "panoptic", "--annotations", annotations, *words]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_another_network_is_told_from_a_segmenter():
+    judge = SimpleNamespace(spec="runs/cct", model=torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="runs/cct holds a Linear, which cuts no picture into segments"):
+        next(segments(judge, [], FitPicture((0.5,) * 3, (0.5,) * 3)))
 
 
 def test_an_adapter_and_the_sheet(root, tmp_path):

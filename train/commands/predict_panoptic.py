@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ...data.coco import Annotations
@@ -17,7 +16,8 @@ from ...data.read import read_image
 from ...vision.heads.segments import Panoptic
 from ..drawing import with_segments
 from ..evaluation.dense_input import FitPicture
-from ..saved.judge import Judge, prepared
+from ..evaluation.segmenter import segments
+from ..saved.judge import Judge
 from ..tables import table, write_whole
 
 RESULTS = "panoptic"  # in the folder of --out: the list, and the folder of its PNG files
@@ -33,25 +33,20 @@ def run_panoptic(
     rows, lines, answers = [], [], []
     if folder is not None:
         (folder / RESULTS).mkdir(exist_ok=True)
-    for indices, given in prepared(
-        files, fit, batch=1, workers=args.workers, on_error=args.on_error, title="predict"
-    ):  # fmt: skip
-        for i, one in zip(indices, given, strict=True):
-            with torch.inference_mode():
-                found = judge.model.cut(judge.model.network([one.image.to(judge.device)]), [one.size])[0]
-            numbers = found.numbers.cpu().numpy()
-            parts = listed(found, numbers, judge.classes)
-            answers.append({"file": str(files[i]), "segments": parts})
-            lines += [(str(files[i]) if k == 0 else "", p["class"], f"{p['score']:.1%}", f"{p['share']:.1%}")
-                      for k, p in enumerate(parts)] or [(str(files[i]), "-", "", "")]  # fmt: skip
-            if folder is not None:
-                image, categories = ids(i)
-                segments = [{"id": s.number, "category_id": categories[s.label]} for s in found.segments]
-                rows.append({"image_id": image, "file_name": f"{names[i]}.png", "segments_info": segments})
-                Image.fromarray(coloured(numbers)).save(folder / RESULTS / f"{names[i]}.png")
-                drawn = with_segments(np.asarray(read_image(files[i])), numbers,
-                                      {s.number: s.label for s in found.segments})  # fmt: skip
-                drawn.save(folder / f"{names[i]}.png")
+    for i, found in segments(judge, files, fit, workers=args.workers, on_error=args.on_error, title="predict"):
+        numbers = found.numbers.cpu().numpy()
+        parts = listed(found, numbers, judge.classes)
+        answers.append({"file": str(files[i]), "segments": parts})
+        lines += [(str(files[i]) if k == 0 else "", p["class"], f"{p['score']:.1%}", f"{p['share']:.1%}")
+                  for k, p in enumerate(parts)] or [(str(files[i]), "-", "", "")]  # fmt: skip
+        if folder is not None:
+            image, categories = ids(i)
+            own = [{"id": s.number, "category_id": categories[s.label]} for s in found.segments]
+            rows.append({"image_id": image, "file_name": f"{names[i]}.png", "segments_info": own})
+            Image.fromarray(coloured(numbers)).save(folder / RESULTS / f"{names[i]}.png")
+            drawn = with_segments(np.asarray(read_image(files[i])), numbers,
+                                  {s.number: s.label for s in found.segments})  # fmt: skip
+            drawn.save(folder / f"{names[i]}.png")
     if folder is not None:
         path = write_whole(folder / f"{RESULTS}.json", json.dumps({"annotations": rows}))
         print(f"{len(rows)} images: {folder}, segments in {path} and {folder / RESULTS}", file=sys.stderr)

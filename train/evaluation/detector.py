@@ -14,6 +14,7 @@ from ...data.folders import quoted
 from ..saved.judge import Judge, load, prepared
 from .coco_truth import Truth
 from .dense_input import FitPicture, Fitted
+from .names import matched, unknown
 
 
 class Finder(Protocol):
@@ -151,26 +152,11 @@ def encoded(masks: Tensor) -> list[dict[str, Any]]:
 
 def category_ids(classes: Sequence[str], truth: Truth, spec: str) -> tuple[list[Any], list[str]]:
     """(the annotations' id of each class by its name, or None; notes on names that only one of the two knows)."""
-    names = {name: i for i, name in truth.categories}
-    ids = [names.get(name) for name in classes]
-    if all(i is None for i in ids):
-        raise ValueError(
-            f"{spec} knows no category of {truth.source}: it finds {quoted(list(classes))}; the annotations have "
-            f"{quoted(list(names))}"
-        )
-    notes = []
-    strange = [name for name in classes if name not in names]
-    if strange:
-        notes.append(f"{len(strange)} of {len(classes)} classes of {spec} are not annotated ({quoted(strange)})")
-    unknown = [k for k, (_, name) in enumerate(truth.categories) if name not in set(classes)]
-    if unknown:
-        lost = int(np.isin(truth.category, unknown).sum())
-        listed = quoted([truth.categories[k][1] for k in unknown])
-        notes.append(
-            f"{spec} does not know {len(unknown)} of {len(names)} categories ({listed}): their {lost} annotations "
-            "count as missed"
-        )
-    return ids, notes
+    ids, names = ([pair[at] for pair in truth.categories] for at in (0, 1))
+    places, notes = matched(classes, names, spec, truth.source)
+    counts = np.bincount(truth.category, minlength=len(names)).tolist()
+    own = [None if place is None else ids[place] for place in places]
+    return own, [*notes, *unknown(classes, names, spec, counts, "annotations")]
 
 
 def present(truth: Truth, folder: Path, on_error: str) -> tuple[list[int], list[str]]:

@@ -1,32 +1,49 @@
-"""patchloom eval panoptic: panoptic quality of results in COCO's panoptic format."""
+"""patchloom eval panoptic: panoptic quality of results in COCO's panoptic format, or of a trained network."""
 
 import argparse
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cli import UsageError
+from ..saved.judge import load, natural, positive
 from ..tables import table
-from .coco import NOTHING, add_output, deliver
+from .coco import NOTHING, add_output, add_source, deliver, image_folder, settle
 
 if TYPE_CHECKING:  # NumPy and the readers come in with `run`
     from ...data.coco import Annotations
     from .panoptic_quality import Panorama, Tally
 
-HELP = "panoptic quality of results in COCO's panoptic format"
+Answer = tuple[int, str, "Panorama"]  # the image's id, the file that a fault is told of, its segments
+HELP = "panoptic quality of results in COCO's panoptic format, or of a trained network"
 EXAMPLES = """examples:
   patchloom eval panoptic --annotations panoptic_val2017.json --results panoptic.json
+  patchloom eval panoptic --annotations coco/annotations/panoptic_val2017.json --images coco/val2017 --checkpoint RUN
   (the PNG files of segment ids, red + 256 green + 65536 blue, lie in folders named as the JSON files)"""
+DEFAULTS = {
+    "images": None, "shortest": None, "longest": None, "workers": 2, "device": "auto", "on_error": "stop",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("--annotations", required=True, metavar="FILE", help="COCO's panoptic_*.json")
     parser.add_argument("--segments", metavar="DIR", help="its PNG files (the folder named as it)")
-    parser.add_argument("--results", required=True, metavar="FILE", help="segments in COCO's panoptic format")
-    parser.add_argument("--result-segments", metavar="DIR", help="their PNG files (the folder named as the file)")
+    add_source(parser, "--results", "FILE", "segments in COCO's panoptic format")
+    parser.add_argument("--result-segments", metavar="DIR", help="their PNG files (the folder named as the results)")
     parser.add_argument("--per-category", action="store_true", help="print the numbers of each category too")
     add_output(parser)
+    only = parser.add_argument_group("with --checkpoint")
+    only.add_argument("--images", metavar="DIR", help="the images (where COCO's layout doesn't tell)")
+    only.add_argument(
+        "--shortest", type=positive, metavar="N", help="the shorter side of an image (the checkpoint's own)"
+    )
+    only.add_argument("--longest", type=positive, metavar="N", help="which the longer one may not exceed (its own)")
+    only.add_argument("--workers", type=natural, metavar="N", help="processes that read images (2)")
+    only.add_argument("--device", help="auto, cpu, cuda or cuda:N (auto: a GPU where there is one)")
+    only.add_argument("--on-error", choices=("stop", "skip"), help="what to do at a missing or unreadable image (stop)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     from ...data.findings import Kind
     from .panoptic_quality import mean, qualities
 
+    settle(args, DEFAULTS)
+    if args.checkpoint is not None and args.result_segments is not None:
+        raise UsageError("--result-segments goes with --results: a network draws its segments itself")
     truth = Annotations(args.annotations)
     if not truth.panoptic:
         raise ValueError(f"{args.annotations}: no segments_info: these are not panoptic annotations")
@@ -44,11 +64,18 @@ def run(args: argparse.Namespace) -> int:
     notes = [f"{line}; left out" for line in truth.findings.lines()]
     if lacking := [image["file_name"] for i, image in truth.images.items() if not truth.by_image[i]]:
         notes.append(f"{len(lacking)} of {len(truth.images)} images have no annotation and are not judged")
-    found = read_results(args.results, truth, notes)
-    folders = [Path(own or Path(file).with_suffix("")) for own, file in (
-        (args.segments, args.annotations), (args.result_segments, args.results),
-    )]  # fmt: skip
-    each = qualities(tally(truth, found, folders[0], folders[1], args.results, notes))
+    if args.checkpoint is None:
+        found = read_results(args.results, truth, notes)
+        answers = drawn_results(found, Path(args.result_segments or Path(args.results).with_suffix("")), truth)
+    else:
+        found, answers = asked(args, truth, notes)
+    segments = Path(args.segments or Path(args.annotations).with_suffix(""))
+    total, judged = tally(truth, answers, len(found), segments, args.checkpoint or args.results, notes)
+    if judged < len(found):
+        notes.append(
+            f"{len(found) - judged} images could not be read; only the others are judged: not the official number"
+        )
+    each = qualities(total)
     groups = {
         "all": mean(each),
         "things": mean([q for q, c in zip(each, truth.categories, strict=True) if c.thing]),
@@ -56,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
     }
     content = {
         "annotations": args.annotations,
-        "results": args.results,
-        "images": len(found),
+        "source": args.checkpoint or args.results,
+        "images": judged,
         **{name: None if q is None else asdict(q) for name, q in groups.items()},
         "per_category": {
             c.name: None if q is None else {"pq": q.pq, "sq": q.sq, "rq": q.rq}
@@ -105,33 +132,67 @@ def read_results(file: str, truth: "Annotations", notes: list[str]) -> dict[int,
     return {i: found[i] for i in annotated}
 
 
+def drawn_results(found: dict[int, dict[str, Any]], folder: Path, truth: "Annotations") -> Iterator[Answer]:
+    """Each image's segments, from its row and its PNG file."""
+    from ...data.folders import existing
+
+    existing(folder)
+    for i, row in found.items():
+        file = folder / row["file_name"]
+        yield i, str(file), panorama(file, row["segments_info"], truth)
+
+
+def asked(args: argparse.Namespace, truth: "Annotations", notes: list[str]) -> tuple[list[int], Iterator[Answer]]:
+    """(ids of the images that are there, what the network makes of them); classes are matched by name."""
+    from ...data.folders import existing, quoted
+    from . import segmenter
+    from .dense_input import FitPicture
+    from .names import matched, unknown
+
+    folder = existing(Path(args.images) if args.images else image_folder(Path(args.annotations)))
+    judge = load(args.checkpoint, device=args.device)
+    names = [c.name for c in truth.categories]
+    places, more = matched(judge.classes, names, judge.spec, str(truth.path))
+    counts = [0] * len(names)
+    for rows in truth.by_image.values():
+        for part in (p for row in rows for p in row["segments_info"]):
+            counts[truth.label[part["category_id"]] - 1] += 1
+    notes += [*more, *unknown(judge.classes, names, judge.spec, counts, "segments")]
+    annotated = [i for i, rows in truth.by_image.items() if rows]
+    there = [i for i in annotated if (folder / truth.images[i]["file_name"]).is_file()]
+    if len(there) < len(annotated):
+        gone = [truth.images[i]["file_name"] for i in annotated if i not in set(there)]
+        text = f"{len(gone)} of {len(annotated)} images of {truth.path} are not in {folder} ({quoted(gone, 3)})"
+        if args.on_error == "stop" or not there:
+            more = " (--on-error skip judges the others)" if args.on_error == "stop" else ""
+            raise FileNotFoundError(f"{text}: name the right folder{more}")
+        notes.append(f"{text}; only the others are judged: not the official number")
+    files = [folder / truth.images[i]["file_name"] for i in there]
+    fit = FitPicture.of(judge.preprocessing, args.shortest, args.longest)
+    answers = segmenter.segments(judge, files, fit, workers=args.workers, on_error=args.on_error)
+    return there, ((there[i], str(files[i]), segmenter.panorama(found, places)) for i, found in answers)
+
+
 def tally(
-    truth: "Annotations",
-    found: dict[int, dict[str, Any]],
-    segments: Path,
-    result_segments: Path,
-    source: str,
-    notes: list[str],
-) -> "Tally":
-    """The counts over all images; raises at the end, with their number, where segments and PNG files don't fit."""
+    truth: "Annotations", answers: Iterator[Answer], count: int, segments: Path, source: str, notes: list[str]
+) -> "tuple[Tally, int]":
+    """(the counts over all images, how many they are); raises at the end, with their number, where segments and PNG
+    files don't fit."""
     from tqdm import tqdm
 
     from ...data.folders import existing
     from .panoptic_quality import compare, nothing
 
-    existing(segments), existing(result_segments)
-    total, faults, other_area = nothing(len(truth.categories)), [], 0
-    for i, row in tqdm(found.items(), unit="img", desc="panoptic", disable=None, file=sys.stderr):
+    existing(segments)
+    total, faults, other_area, judged = nothing(len(truth.categories)), [], 0, 0
+    for i, name, answer in tqdm(answers, total=count, unit="img", desc="panoptic", disable=None, file=sys.stderr):
         own = truth.by_image[i][0]
-        true = panorama(segments / own["file_name"], own["segments_info"], truth)
-        answer = panorama(result_segments / row["file_name"], row["segments_info"], truth)
+        file = segments / own["file_name"]
+        true = panorama(file, own["segments_info"], truth)
         size = (truth.images[i]["height"], truth.images[i]["width"])
-        problems = [
-            f"{folder / name['file_name']}: {fault}"
-            for folder, name, p in ((segments, own, true), (result_segments, row, answer))
-            if (fault := misfit(p, size))
-        ]
+        problems = [f"{f}: {fault}" for f, p in ((file, true), (name, answer)) if (fault := misfit(p, size))]
         faults += problems
+        judged += 1
         if not problems:
             total += compare(true, answer, len(truth.categories))
             other_area += differing_areas(true, own["segments_info"])
@@ -141,7 +202,7 @@ def tally(
         notes.append(
             f"{other_area} annotated segments have another area in the JSON file than in the PNG, which counts here"
         )
-    return total
+    return total, judged
 
 
 def panorama(file: Path, parts: list[dict[str, Any]], truth: "Annotations") -> "Panorama":
@@ -168,7 +229,7 @@ def differing_areas(picture: "Panorama", parts: list[dict[str, Any]]) -> int:
 def report(content: dict[str, Any], per_category: bool) -> str:
     lines = [
         f"annotations  {content['annotations']}: {content['images']:,} images",
-        f"segments     {content['results']}",
+        f"segments     {content['source']}",
         *(f"note         {note}" for note in content["notes"]),
         "",
     ]
