@@ -106,11 +106,25 @@ class Muon(Optimizer):
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
-    """U V^T of x = U S V^T (n a b), nearly: Newton and Schulz's iteration brings singular values to 0.7 … 1.2."""
+    """U V^T of x = U S V^T (n a b), nearly: Newton and Schulz's iteration brings singular values to 0.7 … 1.2.
+
+    Each turn multiplies x from the left by a polynomial of x x'. Where x is long the polynomials alone are multiplied,
+    and x comes in at the end: the same within rounding, in about half the time.
+    """
     a, b, c = STEPS
     wide = x if x.shape[-2] <= x.shape[-1] else x.mT
     wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(iterations):
-        square = wide @ wide.mT
-        wide = a * wide + (b * square + c * square @ square) @ wide
+    long = wide.shape[-1] >= 2 * wide.shape[-2]
+    square = wide @ wide.mT
+    one = torch.eye(square.shape[-1], dtype=x.dtype, device=x.device)
+    whole = one
+    for turn in range(iterations):
+        factor = a * one + b * square + c * square @ square
+        if long:
+            whole = factor @ whole
+            square = factor @ square @ factor if turn + 1 < iterations else square
+        else:
+            wide = factor @ wide
+            square = wide @ wide.mT if turn + 1 < iterations else square
+    wide = whole @ wide if long else wide
     return wide if x.shape[-2] <= x.shape[-1] else wide.mT

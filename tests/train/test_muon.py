@@ -23,6 +23,17 @@ def test_directions_are_orthogonal(shape):
     assert orthogonal(torch.zeros(1, 64, 64)).eq(0).all()
 
 
+@pytest.mark.parametrize("shape", [(2, 64, 300), (2, 300, 64), (2, 80, 64)])
+def test_long_matrices_take_the_same_turns(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wide = x / x.flatten(1).norm(dim=1)[:, None, None]
+    for _ in range(3):
+        square = wide.mT @ wide
+        wide = 3.4445 * wide - 4.775 * wide @ square + 2.0315 * wide @ square @ square
+    torch.testing.assert_close(orthogonal(x, 3), wide)
+    torch.testing.assert_close(orthogonal(x.float(), 3), wide.float(), rtol=1e-4, atol=1e-6)
+
+
 def learner() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64), nn.GELU(), nn.Linear(64, 10))
