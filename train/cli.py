@@ -14,6 +14,7 @@ from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
+BROUGHT: list[str] = []  # the user's modules that --import named
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": (".commands.fit", "train from a recipe or a YAML file; --resume continues a run"),
     "validate": (".commands.fit", "metrics of a recipe or a saved run on its validation images"),
@@ -174,7 +175,7 @@ def take_values(line: list[str], flag: str) -> list[str]:
 
 
 def bring_in(modules: Iterable[str]) -> None:
-    """Imports modules of the user's, from the working folder too."""
+    """Imports modules of the user's, from the working folder too, and notes them in BROUGHT for child processes."""
     for name in modules:
         if not all(part.isidentifier() for part in name.split(".")):
             raise UsageError(
@@ -189,6 +190,7 @@ def bring_in(modules: Iterable[str]) -> None:
                 raise
             hint = f"; did you mean {name[:-3]}?" if name.endswith(".py") else ""
             raise UsageError(f"--import {name}: no such module here ({os.getcwd()}) or installed{hint}") from error
+        BROUGHT.append(name)
 
 
 def dispatch(line: list[str]) -> int:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cli import BROUGHT, bring_in
+
 Step = Callable[[], object]
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BLOCK = 0.1  # seconds of one step's turn: long against the clock's jitter, short against the neighbours' jobs
@@ -199,7 +201,7 @@ def best_layout(model: nn.Module, case: Case) -> tuple[Step, str]:
 def peak_memory_mb(arm: Arm, case: Case) -> float:
     """MiB that building the arm's model and three of its steps add at most, in a child process: resident memory on a
     CPU, what torch's allocator held on a GPU. The arm's layout must be known."""
-    spec = json.dumps({"arm": asdict(arm), "case": asdict(case)})
+    spec = json.dumps({"arm": asdict(arm), "case": asdict(case), "modules": BROUGHT})
     return in_child(arm.name, "-m", __spec__.name, spec)
 
 
@@ -214,6 +216,7 @@ def in_child(what: str, *arguments: str) -> float:
 
 def child(spec: dict[str, Any]) -> float:
     """What `peak_memory_mb` runs in its child process."""
+    bring_in(spec["modules"])
     arm = Arm(**{**spec["arm"], "options": tuple(map(tuple, spec["arm"]["options"]))})
     case = replace(Case(**spec["case"]), size=tuple(spec["case"]["size"]))
     if case.threads:

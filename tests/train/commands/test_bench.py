@@ -1,6 +1,7 @@
 """The benchmark's arithmetic on steps of known length, and its command on small models."""
 
 import json
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from patchloom.train import measure
+from patchloom.train import cli, measure
 from patchloom.train.cli import main
 from patchloom.train.commands import bench
 from patchloom.train.measure import Arm, Case, Spread
@@ -172,6 +173,20 @@ def test_the_verdict_is_what_the_quartiles_allow(low: float, high: float, verdic
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_module_of_ones_own_is_there_in_the_child_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_mixer_of_mine.py").write_text("open('seen', 'a').write('x')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    brought: list[str] = []
+    monkeypatch.setattr(cli, "BROUGHT", brought)
+    monkeypatch.setattr(measure, "BROUGHT", brought)
+    cli.bring_in(["own_mixer_of_mine"])
+    assert brought == ["own_mixer_of_mine"]
+    assert measure.peak_memory_mb(Arm(VIT, (), "contiguous"), SMALL) > 0
+    assert (tmp_path / "seen").read_text() == "xx"
+
+
 def test_memory_of_a_step_is_seen() -> None:
     arm, weights = Arm("timm:resnet18", (), "contiguous"), 11_689_512 * 4 / 2**20
     assert weights < measure.peak_memory_mb(arm, Case(batch=1, size=(64, 64))) < 2 * weights
