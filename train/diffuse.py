@@ -66,7 +66,7 @@ class Diffuse(Trained):
         learned_under = getattr(model, "learned_under", None)
         self.process, self.mask_ratio = process or unplain(learned_under) or Gaussian(), mask_ratio
         self.process.check(model)
-        if adapter is not None and learned_under not in (None, plain(self.process)):
+        if adapter is not None and unplain(learned_under) not in (None, self.process):
             raise ValueError(
                 f"model learned under process {brief(learned_under)}, and an adapter cannot make another of it; "
                 f"model.process is {brief(plain(self.process))}: leave it out"
@@ -202,7 +202,7 @@ class Diffuse(Trained):
             )
         if here is not None:
             LatentSpace.of(there).check(LatentSpace.of(here), "what the checkpoint was trained on", "the data")
-        if saved["process"] != plain(self.process):
+        if unplain(saved["process"]) != self.process:
             raise ValueError(
                 f"the checkpoint was trained with process {brief(saved['process'])}, model.process is "
                 f"{brief(plain(self.process))}: go on with the settings that it was trained with"

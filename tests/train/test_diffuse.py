@@ -14,6 +14,7 @@ from patchloom.vision.generation.edm import Edm
 from patchloom.vision.generation.flow import Flow
 from patchloom.vision.generation.gaussian import Gaussian
 from patchloom.vision.generation.process import training_call
+from patchloom.vision.parts import plain
 from patchloom.vision.zoo import create_model
 
 
@@ -217,3 +218,16 @@ def test_masked_training_learns_of_the_patches_kept(tmp_path):
     assert len(kept) == 4
     assert all(int(k.sum(1).float().mean()) == 4 for _, k in kept)  # of 4 x 4 patches
     assert torch.isfinite(trainer.callback_metrics["val/loss"])
+
+
+def test_a_setting_that_a_run_did_not_know_yet_is_its_default():
+    old = plain(Flow())
+    del old["init_args"]["predicts"]  # as a run wrote it before there was a choice
+    still = denoiser(learn_variance=False)
+    made = module(still, process=Flow())
+    made.take_state({"preprocessing": {}, "process": old, "text": None})
+    still.learned_under = old
+    assert module(still, process=Flow(), adapter="lora:r=2").process == Flow()
+    other = module(denoiser(learn_variance=False), process=Flow(predicts="image"))
+    with pytest.raises(ValueError, match=r"trained with process Flow\(.*go on with the settings"):
+        other.take_state({"preprocessing": {}, "process": old, "text": None})

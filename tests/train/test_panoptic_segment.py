@@ -15,8 +15,7 @@ from patchloom.data.dense_modules import CocoData, Fit
 from patchloom.train.callbacks.pictures import Pictures
 from patchloom.train.cli import main
 from patchloom.train.ema import Ema
-from patchloom.train.evaluation.dense_input import FitPicture
-from patchloom.train.evaluation.segmenter import segments
+from patchloom.train.evaluation import segmenter
 from patchloom.train.panoptic_segment import PanopticSegment
 from patchloom.train.running import checkpoint
 from patchloom.vision.adapters import adapter_of
@@ -126,7 +125,8 @@ def judge_by_checkpoint(tmp_path, annotations, said, capsys):
     assert main([*line, "--annotations", str(other), *more, *images]) == 1
     assert "knows no category of" in capsys.readouterr().err
 
-    (tmp_path / "photos" / "200.png").unlink()
+    whole = (photo := tmp_path / "photos" / "200.png").read_bytes()
+    photo.unlink()
     assert main([*line, "--annotations", annotations, *images]) == 1
     assert "1 of 4 images of" in (error := capsys.readouterr().err)
     assert "(200.png): name the right folder (--on-error skip judges the others)" in error
@@ -134,9 +134,15 @@ def judge_by_checkpoint(tmp_path, annotations, said, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["images"] == 3
     assert any("only the others are judged" in note for note in found["notes"])
-    Image.open(tmp_path / "photos" / "201.png").resize((90, 60)).save(tmp_path / "photos" / "200.png")
+    Image.open(tmp_path / "photos" / "201.png").resize((90, 60)).save(photo)
     assert main([*line, "--annotations", annotations, *images]) == 1
     assert "200.png: 60x90 pixels, the image has 64x96" in capsys.readouterr().err
+    photo.write_text("no picture")
+    assert main([*line, "--annotations", annotations, *images]) == 1
+    assert "--on-error skip leaves such files out" in capsys.readouterr().err
+    assert main([*line, "--annotations", annotations, *images, "--on-error", "skip"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"][-1].startswith("1 images could not be read; only the others")
+    photo.write_bytes(whole)
     for words, message in (
         (["--results", "a.json", "--images", "photos"], "--images goes with --checkpoint"),
         (["--checkpoint", "a", "--result-segments", "b"], "--result-segments goes with --results"),
@@ -145,10 +151,11 @@ def judge_by_checkpoint(tmp_path, annotations, said, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_another_network_is_told_from_a_segmenter():
+def test_another_network_is_told_from_a_segmenter(monkeypatch):
     judge = SimpleNamespace(spec="runs/cct", model=torch.nn.Linear(1, 1))
+    monkeypatch.setattr(segmenter, "load", lambda spec, device: judge)
     with pytest.raises(ValueError, match="runs/cct holds a Linear, which cuts no picture into segments"):
-        next(segments(judge, [], FitPicture((0.5,) * 3, (0.5,) * 3)))
+        segmenter.load_segmenter("runs/cct")
 
 
 def test_an_adapter_and_the_sheet(root, tmp_path):

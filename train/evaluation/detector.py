@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...data.folders import quoted
 from ..saved.judge import Judge, load, prepared
 from .coco_truth import Truth
-from .dense_input import FitPicture, Fitted
+from .dense_input import FitPicture, Fitted, present, unread
 from .names import matched, unknown
 
 
@@ -159,30 +158,14 @@ def category_ids(classes: Sequence[str], truth: Truth, spec: str) -> tuple[list[
     return own, [*notes, *unknown(classes, names, spec, counts, "annotations")]
 
 
-def present(truth: Truth, folder: Path, on_error: str) -> tuple[list[int], list[str]]:
-    """(positions of the images whose file is there, a note on the others); without `skip` a missing one raises."""
-    gone = [i for i, image in enumerate(truth.images) if not (folder / image["file_name"]).is_file()]
-    if not gone:
-        return list(range(len(truth.images))), []
-    text = (
-        f"{len(gone)} of {len(truth.images)} images of {truth.source} are not in {folder} "
-        f"({quoted([truth.images[i]['file_name'] for i in gone], 3)})"
-    )
-    if on_error == "stop" or len(gone) == len(truth.images):
-        raise FileNotFoundError(
-            f"{text}: name the right folder" + (" (--on-error skip judges the others)" if on_error == "stop" else "")
-        )
-    there = sorted(set(range(len(truth.images))) - set(gone))
-    return there, [f"{text}; only the others are judged: not the official number"]
-
-
 def detect(
     detector: Detector, truth: Truth, folder: Path, *, batch: int = 1, workers: int = 0, on_error: str = "stop"
 ) -> tuple[list[dict[str, Any]], list[int], list[str]]:
     """(COCO results for the images of the annotations, positions of the images that were judged, notes)."""
     categories, notes = category_ids(detector.classes, truth, detector.spec)
-    places, missing = present(truth, folder, on_error)
-    files = [folder / truth.images[i]["file_name"] for i in places]
+    names = [image["file_name"] for image in truth.images]
+    places, missing = present(names, folder, truth.source, on_error)
+    files = [folder / names[i] for i in places]
     rows, judged, strange = [], [], 0
     for indices, found in detector.detections(files, batch=batch, workers=workers, on_error=on_error, title="detect"):
         for i, one in zip(indices, found, strict=True):
@@ -195,11 +178,7 @@ def detect(
             judged.append(places[i])
     if strange:
         notes.append(f"{strange} of {strange + len(rows)} detections are of classes that are not annotated; left out")
-    if len(judged) < len(places):
-        missing.append(
-            f"{len(places) - len(judged)} images could not be read; only the others are judged: not the official number"
-        )
-    return rows, judged, [*notes, *missing]
+    return rows, judged, [*notes, *missing, *unread(len(places) - len(judged))]
 
 
 def check_size(found: Detections, image: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cli import UsageError
-from ..saved.judge import load, natural, positive
+from ..saved.judge import natural, positive
 from ..tables import table
 from .coco import NOTHING, add_output, add_source, deliver, image_folder, settle
 
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from ...data.coco import Annotations
     from ...data.findings import Kind
+    from .dense_input import unread
     from .panoptic_quality import mean, qualities
 
     settle(args, DEFAULTS)
@@ -70,11 +71,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         found, answers = asked(args, truth, notes)
     segments = Path(args.segments or Path(args.annotations).with_suffix(""))
-    total, judged = tally(truth, answers, len(found), segments, args.checkpoint or args.results, notes)
-    if judged < len(found):
-        notes.append(
-            f"{len(found) - judged} images could not be read; only the others are judged: not the official number"
-        )
+    total, judged = tally(truth, answers, segments, args.checkpoint or args.results, notes)
+    notes += unread(len(found) - judged)
     each = qualities(total)
     groups = {
         "all": mean(each),
@@ -134,58 +132,52 @@ def read_results(file: str, truth: "Annotations", notes: list[str]) -> dict[int,
 
 def drawn_results(found: dict[int, dict[str, Any]], folder: Path, truth: "Annotations") -> Iterator[Answer]:
     """Each image's segments, from its row and its PNG file."""
+    from tqdm import tqdm
+
     from ...data.folders import existing
 
     existing(folder)
-    for i, row in found.items():
+    for i, row in tqdm(found.items(), unit="img", desc="panoptic", disable=None, file=sys.stderr):
         file = folder / row["file_name"]
         yield i, str(file), panorama(file, row["segments_info"], truth)
 
 
 def asked(args: argparse.Namespace, truth: "Annotations", notes: list[str]) -> tuple[list[int], Iterator[Answer]]:
     """(ids of the images that are there, what the network makes of them); classes are matched by name."""
-    from ...data.folders import existing, quoted
+    from ...data.folders import existing
     from . import segmenter
-    from .dense_input import FitPicture
+    from .dense_input import FitPicture, present
     from .names import matched, unknown
 
     folder = existing(Path(args.images) if args.images else image_folder(Path(args.annotations)))
-    judge = load(args.checkpoint, device=args.device)
+    judge = segmenter.load_segmenter(args.checkpoint, device=args.device)
     names = [c.name for c in truth.categories]
-    places, more = matched(judge.classes, names, judge.spec, str(truth.path))
+    places, strange = matched(judge.classes, names, judge.spec, str(truth.path))
     counts = [0] * len(names)
     for rows in truth.by_image.values():
         for part in (p for row in rows for p in row["segments_info"]):
             counts[truth.label[part["category_id"]] - 1] += 1
-    notes += [*more, *unknown(judge.classes, names, judge.spec, counts, "segments")]
     annotated = [i for i, rows in truth.by_image.items() if rows]
-    there = [i for i in annotated if (folder / truth.images[i]["file_name"]).is_file()]
-    if len(there) < len(annotated):
-        gone = [truth.images[i]["file_name"] for i in annotated if i not in set(there)]
-        text = f"{len(gone)} of {len(annotated)} images of {truth.path} are not in {folder} ({quoted(gone, 3)})"
-        if args.on_error == "stop" or not there:
-            more = " (--on-error skip judges the others)" if args.on_error == "stop" else ""
-            raise FileNotFoundError(f"{text}: name the right folder{more}")
-        notes.append(f"{text}; only the others are judged: not the official number")
-    files = [folder / truth.images[i]["file_name"] for i in there]
+    files = [truth.images[i]["file_name"] for i in annotated]
+    there, missing = present(files, folder, str(truth.path), args.on_error)
+    notes += [*strange, *unknown(judge.classes, names, judge.spec, counts, "segments"), *missing]
+    ids, paths = [annotated[k] for k in there], [folder / files[k] for k in there]
     fit = FitPicture.of(judge.preprocessing, args.shortest, args.longest)
-    answers = segmenter.segments(judge, files, fit, workers=args.workers, on_error=args.on_error)
-    return there, ((there[i], str(files[i]), segmenter.panorama(found, places)) for i, found in answers)
+    cut = segmenter.segments(judge, paths, fit, workers=args.workers, on_error=args.on_error, title="panoptic")
+    return ids, ((ids[k], str(paths[k]), segmenter.panorama(found, places)) for k, found in cut)
 
 
 def tally(
-    truth: "Annotations", answers: Iterator[Answer], count: int, segments: Path, source: str, notes: list[str]
+    truth: "Annotations", answers: Iterator[Answer], segments: Path, source: str, notes: list[str]
 ) -> "tuple[Tally, int]":
     """(the counts over all images, how many they are); raises at the end, with their number, where segments and PNG
     files don't fit."""
-    from tqdm import tqdm
-
     from ...data.folders import existing
     from .panoptic_quality import compare, nothing
 
     existing(segments)
     total, faults, other_area, judged = nothing(len(truth.categories)), [], 0, 0
-    for i, name, answer in tqdm(answers, total=count, unit="img", desc="panoptic", disable=None, file=sys.stderr):
+    for i, name, answer in answers:
         own = truth.by_image[i][0]
         file = segments / own["file_name"]
         true = panorama(file, own["segments_info"], truth)

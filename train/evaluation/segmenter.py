@@ -8,21 +8,26 @@ import torch
 
 from ...vision.heads.mask_tasks import PanopticSegmenter
 from ...vision.heads.segments import Panoptic
-from ..saved.judge import Judge, prepared
+from ..saved.judge import Judge, load, prepared
 from .dense_input import FitPicture
 from .panoptic_quality import VOID, Panorama, Segment
 
 
-def segments(
-    judge: Judge, files: Sequence[Path], fit: FitPicture, *, workers: int = 0, on_error: str = "stop", title: str = ""
-) -> Iterator[tuple[int, Panoptic]]:
-    """Yields (index into `files`, its segments in its own pixels); an unreadable picture is as in `Judge.batches`.
-    Raises ValueError for a network that cuts none."""
+def load_segmenter(spec: str, *, device: str = "auto") -> Judge:
+    """The judge of a checkpoint or run folder whose network cuts pictures into segments; ValueError for another."""
+    judge = load(spec, device=device)
     if not isinstance(judge.model, PanopticSegmenter):
         raise ValueError(
             f"{judge.spec} holds a {type(judge.model).__name__}, which cuts no picture into segments: name the run of "
             "a PanopticSegmenter (of `fit -c coco/mask2former_panoptic_swin_tiny`, say)"
         )
+    return judge
+
+
+def segments(
+    judge: Judge, files: Sequence[Path], fit: FitPicture, *, workers: int = 0, on_error: str = "stop", title: str = ""
+) -> Iterator[tuple[int, Panoptic]]:
+    """Yields (index into `files`, its segments in its own pixels); an unreadable picture is as in `Judge.batches`."""
     for indices, given in prepared(files, fit, batch=1, workers=workers, on_error=on_error, title=title):
         for i, one in zip(indices, given, strict=True):
             with torch.inference_mode():

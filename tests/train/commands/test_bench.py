@@ -173,7 +173,6 @@ def test_the_verdict_is_what_the_quartiles_allow(low: float, high: float, verdic
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_module_of_ones_own_is_there_in_the_child_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_mixer_of_mine.py").write_text("open('seen', 'a').write('x')\n")
     monkeypatch.chdir(tmp_path)
@@ -187,6 +186,7 @@ def test_a_module_of_ones_own_is_there_in_the_child_too(tmp_path: Path, monkeypa
     assert (tmp_path / "seen").read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_is_seen() -> None:
     arm, weights = Arm("timm:resnet18", (), "contiguous"), 11_689_512 * 4 / 2**20
     assert weights < measure.peak_memory_mb(arm, Case(batch=1, size=(64, 64))) < 2 * weights
